@@ -1,0 +1,1 @@
+"""Homing's router: the pure core that decides and the live shell that carries decisions out."""

@@ -1,0 +1,240 @@
+"""Every worker: what it said last, what it was promised since, and how they rank within their site.
+
+A worker's load is its last report or what the ledger promised it, whichever is more: a report is older than the latest
+promises, and the ledger does not know what others sent there.
+
+Rule 1: bit numbers are handed out here; the index and the masks speak in them.
+Rule 2: ranks are kept up to date with every change, so that a decision looks only at the head of each rank.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from sortedcontainers import SortedList
+
+from .ledger import Charge, Ledger
+from .prefix_index import iter_bits
+from .rates import LearnedScale, PrefillRate
+from .types import LoadReport, ModelName, RequestId, Site, Worker, WorkerId
+
+REFERENCE_TOKENS = 2048
+"""The prompt length at which workers of one site are ranked by speed."""
+DECODE_STEP_PRIOR_S = 0.05
+
+_Rank = tuple[float, int]
+
+
+@dataclass(slots=True, eq=False)
+class WorkerState:
+    """One worker as the router sees it; `bit` is its position in masks and its number in the index."""
+
+    worker: Worker
+    bit: int
+    rate: PrefillRate
+    last_seen_s: float
+    decode_step_s: LearnedScale = field(default_factory=lambda: LearnedScale(DECODE_STEP_PRIOR_S))
+    report: LoadReport | None = None
+    draining: bool = False
+    foreign_tokens: int = 0
+    prefill_rank: _Rank = (0.0, 0)
+    decode_rank: _Rank = (0.0, 0)
+
+    @property
+    def mask(self) -> int:
+        """The worker as a bit set of one."""
+        return 1 << self.bit
+
+
+class Pool:
+    """The workers of one model in one site, ranked: who could begin a prompt soonest, who decodes least."""
+
+    __slots__ = ("busy", "by_bit", "decoders", "idle", "mask", "site")
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.mask = 0
+        self.by_bit: dict[int, WorkerState] = {}
+        self.idle: SortedList[_Rank] = SortedList()
+        self.busy: SortedList[_Rank] = SortedList()
+        self.decoders: SortedList[_Rank] = SortedList()
+
+    def prefillers(self) -> Iterator[WorkerState]:
+        """Idle workers by speed, then busy ones by when they would be done with a reference prompt."""
+        for _, bit in self.idle:
+            yield self.by_bit[bit]
+        for _, bit in self.busy:
+            yield self.by_bit[bit]
+
+    def least_decoding(self) -> Iterator[WorkerState]:
+        """Workers that decode, those with the fewest requests first."""
+        for _, bit in self.decoders:
+            yield self.by_bit[bit]
+
+
+class Fleet:
+    """All workers, with the ledger of what they were promised."""
+
+    def __init__(self) -> None:
+        self.ledger = Ledger()
+        self._states: dict[WorkerId, WorkerState] = {}
+        self._by_bit: dict[int, WorkerState] = {}
+        self._pools: dict[ModelName, dict[Site, Pool]] = {}
+        self._free_bits: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def __iter__(self) -> Iterator[WorkerState]:
+        return iter(self._states.values())
+
+    def get(self, worker: WorkerId) -> WorkerState | None:
+        """The state of a worker, if it is here."""
+        return self._states.get(worker)
+
+    def at(self, bit: int) -> WorkerState:
+        """The worker with this bit number."""
+        return self._by_bit[bit]
+
+    def of_mask(self, mask: int) -> list[WorkerState]:
+        """The workers of a bit set, smallest bit first."""
+        return [self._by_bit[bit] for bit in iter_bits(mask) if bit in self._by_bit]
+
+    def pools(self, model: ModelName) -> dict[Site, Pool]:
+        """The pools that serve a model, by site."""
+        return self._pools.get(model, {})
+
+    def models(self) -> list[ModelName]:
+        """Models that some worker serves."""
+        return sorted(model for model, pools in self._pools.items() if any(p.by_bit for p in pools.values()))
+
+    def join(self, worker: Worker, now: float) -> WorkerState:
+        """Add a worker; one that is here already must be lost first."""
+        assert worker.id not in self._states, f"{worker.id} joined twice"
+        bit = self._free_bits.pop() if self._free_bits else len(self._by_bit)
+        state = WorkerState(worker=worker, bit=bit, rate=PrefillRate(worker.prior), last_seen_s=now)
+        self._states[worker.id] = self._by_bit[bit] = state
+        pool = self._pools.setdefault(worker.model, {}).setdefault(worker.site, Pool(worker.site))
+        pool.by_bit[bit] = state
+        pool.mask |= state.mask
+        self._insert(pool, state)
+        return state
+
+    def lose(self, worker: WorkerId) -> WorkerState | None:
+        """Remove a worker; unknown ones are ignored. What it was promised stays booked until each request ends."""
+        state = self._states.pop(worker, None)
+        if state is None:
+            return None
+        pool = self._pools[state.worker.model][state.worker.site]
+        self._discard(pool, state)
+        del pool.by_bit[state.bit], self._by_bit[state.bit]
+        pool.mask &= ~state.mask
+        self._free_bits.append(state.bit)
+        return state
+
+    def drain(self, worker: WorkerId) -> None:
+        """Give a worker nothing new."""
+        state = self._states.get(worker)
+        if state is not None:
+            self._discard(self._pool(state), state)
+            state.draining = True
+
+    def report(self, report: LoadReport, now: float) -> None:
+        """Take a load report in; one that is not newer than the last is ignored."""
+        state = self._states.get(report.worker)
+        if state is None:
+            return
+        state.last_seen_s = max(state.last_seen_s, now)
+        if state.report is not None and report.sequence <= state.report.sequence:
+            return
+        state.report = report
+        state.foreign_tokens = max(0, report.queued_prefill_tokens - self.ledger.queued_tokens(report.worker))
+        self.rerank(report.worker)
+
+    def charge(self, request: RequestId, charge: Charge, now: float) -> None:
+        """Book a decision and re-rank the workers that it touches."""
+        self.ledger.charge(request, charge, now)
+        for worker, _, _ in charge.compute:
+            self.rerank(worker)
+        for worker, _ in charge.memory:
+            self.rerank(worker)
+
+    def release(self, request: RequestId, now: float) -> None:
+        """Give back everything of a request; harmless when there is nothing."""
+        for worker in self.ledger.release(request, now):
+            self.rerank(worker)
+
+    def release_compute(self, request: RequestId, now: float, worker: WorkerId | None = None) -> None:
+        """Give back the compute of a request, on one worker or on all."""
+        for name in self.ledger.release_compute(request, now, worker):
+            self.rerank(name)
+
+    def queue_s(self, state: WorkerState, now: float) -> float:
+        """Seconds until a worker could begin another prompt."""
+        promised_s = self.ledger.queue_s(state.worker.id, now)
+        if not state.foreign_tokens:
+            return promised_s
+        return promised_s + state.rate.prefill_s(0, state.foreign_tokens)
+
+    def running(self, state: WorkerState) -> int:
+        """Requests on a worker: reported or promised, whichever is more."""
+        reported = 0 if state.report is None else state.report.running_requests
+        return max(reported, self.ledger.running(state.worker.id))
+
+    def has_room(self, state: WorkerState, blocks: int) -> bool:
+        """Whether a worker can take one more request of so many KV blocks."""
+        if state.draining or self.running(state) >= state.worker.requests_max:
+            return False
+        reported = 0 if state.report is None else state.report.kv_blocks_used
+        used = max(reported, self.ledger.blocks(state.worker.id))
+        return used + blocks <= state.worker.kv_blocks_max
+
+    def rerank(self, worker: WorkerId) -> None:
+        """Put a worker where its load and speed belong within its pool."""
+        state = self._states.get(worker)
+        if state is not None and not state.draining:
+            pool = self._pool(state)
+            self._discard(pool, state)
+            self._insert(pool, state)
+
+    def check(self) -> None:
+        """Assert that ranks, masks and maps agree."""
+        self.ledger.check()
+        assert set(self._by_bit) == {state.bit for state in self._states.values()}
+        for model, pools in self._pools.items():
+            for site, pool in pools.items():
+                assert pool.mask == sum(1 << bit for bit in pool.by_bit)
+                members = [state for state in pool.by_bit.values() if not state.draining]
+                assert all(s.worker.model == model and s.worker.site == site for s in members)
+                ranked = [*pool.idle, *pool.busy]
+                assert sorted(ranked) == sorted(s.prefill_rank for s in members if s.worker.role.can_prefill)
+                assert list(pool.decoders) == sorted(s.decode_rank for s in members if s.worker.role.can_decode)
+
+    def _pool(self, state: WorkerState) -> Pool:
+        return self._pools[state.worker.model][state.worker.site]
+
+    def _is_busy(self, state: WorkerState) -> bool:
+        return state.foreign_tokens > 0 or self.ledger.queued_requests(state.worker.id) > 0
+
+    def _free_at_s(self, state: WorkerState) -> float:
+        free_at_s = self.ledger.free_at_s(state.worker.id)
+        if not state.foreign_tokens or state.report is None:
+            return free_at_s
+        return max(free_at_s, state.report.measured_s) + state.rate.prefill_s(0, state.foreign_tokens)
+
+    def _insert(self, pool: Pool, state: WorkerState) -> None:
+        reference_s = state.rate.prefill_s(0, REFERENCE_TOKENS)
+        if state.worker.role.can_prefill:
+            busy = self._is_busy(state)
+            begin_s = self._free_at_s(state) if busy else 0.0
+            state.prefill_rank = (begin_s + reference_s, state.bit)
+            (pool.busy if busy else pool.idle).add(state.prefill_rank)
+        if state.worker.role.can_decode:
+            state.decode_rank = (float(self.running(state)), state.bit)
+            pool.decoders.add(state.decode_rank)
+
+    def _discard(self, pool: Pool, state: WorkerState) -> None:
+        if state.worker.role.can_prefill:
+            pool.idle.discard(state.prefill_rank)
+            pool.busy.discard(state.prefill_rank)
+        if state.worker.role.can_decode:
+            pool.decoders.discard(state.decode_rank)

@@ -1,0 +1,209 @@
+"""Homing's own policy: price the plans that could win, take the cheapest.
+
+All pairs of workers, sources and decoders would be millions of plans in a large fleet. Two prunings keep a decision
+bounded by the number of sites, not of workers:
+
+* *Heads of ranks.* Within one site links are the same for all workers, so a worker can only win by what it holds, how
+  soon it is free and how fast it is. Each site sends its best few by each: the head of the idle rank, the head of the
+  busy rank, and the least loaded of each of the deepest levels of the prefix. Where a site's workers are equally
+  fast, this loses nothing.
+* *Bounds.* A plan takes at least as long as its prefill takes to be ready. Once preparations are sorted by that, the
+  ones that begin beyond the best complete plan cannot win. This loses nothing ever.
+
+`tests/router/core/test_planner.py` holds the result against brute force on random fleets.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from random import Random
+
+from sortedcontainers import SortedList
+
+from .fleet import Pool, WorkerState
+from .prefix_index import iter_bits
+from .price import Preparation, Source
+from .question import Question
+from .types import Plan, PlanKind, Site
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Breadth:
+    """How many candidates each site sends. Each number bounds the plans that are priced, and so the decision's time."""
+
+    ranked: int = 2
+    """Heads of each rank (idle, busy, decoding)."""
+    levels: int = 4
+    """Deepest levels of the prefix that are looked at."""
+    per_level: int = 2
+    """Least loaded holders per level."""
+    sources: int = 3
+    """Sources considered for one target site, the quickest first."""
+    scan: int = 32
+    """How far a rank is searched for workers that may take the request or hold a level."""
+
+
+class Homing:
+    """Choose the plan of least seconds among all five kinds."""
+
+    name = "homing"
+
+    def __init__(self, breadth: Breadth | None = None) -> None:
+        self._breadth = breadth or Breadth()
+
+    def choose(self, question: Question, random: Random) -> list[Plan]:
+        """The best plan first, then the best of each other kind; empty when no worker may take the request."""
+        return _Search(question, self._breadth).run()
+
+
+class _Search:
+    """One decision in the making."""
+
+    def __init__(self, question: Question, breadth: Breadth) -> None:
+        self._question = question
+        self._pricer = question.pricer
+        self._breadth = breadth
+        self._best: dict[PlanKind, Plan] = {}
+        self._best_s = float("inf")
+        self._sources = self._find_sources()
+        self._ranked_sources: dict[Site, list[Source]] = {}
+
+    def run(self) -> list[Plan]:
+        prefillers = [worker for pool in self._question.pools().values() for worker in self._prefill_candidates(pool)]
+        decoders = [worker for pool in self._question.pools().values() for worker in self._decode_candidates(pool)]
+        for worker in prefillers:
+            if worker.worker.role.can_decode:
+                self._alone(worker)
+        for worker in decoders:
+            self._without_prefill(worker)
+        if decoders and self._pricer.reusable:
+            self._remote(prefillers, decoders)
+        return sorted(self._best.values(), key=_order)
+
+    def _offer(self, plan: Plan) -> None:
+        known = self._best.get(plan.kind)
+        if known is None or _order(plan) < _order(known):
+            self._best[plan.kind] = plan
+            self._best_s = min(self._best_s, plan.estimate.score_s)
+
+    def _alone(self, worker: WorkerState) -> None:
+        """One worker computes and decodes: `local`, `fetch`, `split`."""
+        for prepared in self._preparations(worker, self._question.request.prompt_tokens):
+            self._offer(self._pricer.plan(prepared))
+
+    def _without_prefill(self, worker: WorkerState) -> None:
+        """A decode worker that has, or gets, all that can be reused: `local` on a full cache, `direct`."""
+        if worker.worker.role.can_prefill:
+            return
+        if self._question.needs_no_prefill(worker):
+            self._offer(self._question.local(worker))
+            return
+        for source in self._sources_towards(worker.worker.site):
+            if source.blocks >= self._pricer.reusable and source.state is not worker:
+                self._offer(self._question.direct(worker, source))
+
+    def _remote(self, prefillers: list[WorkerState], decoders: list[WorkerState]) -> None:
+        """One worker computes, another decodes; stops where preparing alone takes longer than the best plan."""
+        nearest_s = min(self._pricer.network_s(worker) for worker in decoders)
+        end_tokens = self._pricer.reusable * self._question.profile.block_tokens
+        prepared = [way for worker in prefillers for way in self._preparations(worker, end_tokens)]
+        wanting = [(w, self._question.held(w)) for w in decoders if not self._question.needs_no_prefill(w)]
+        for way in sorted(prepared, key=lambda way: (way.score_s, way.worker.bit)):
+            if PlanKind.REMOTE in self._best and way.score_s + nearest_s >= self._best_s:
+                break
+            if not way.computed_tokens:
+                continue
+            for decode, held in wanting:
+                if decode is not way.worker:
+                    self._offer(self._pricer.remote(way, decode, held))
+
+    def _preparations(self, worker: WorkerState, end_tokens: int) -> Iterator[Preparation]:
+        held = self._question.held(worker)
+        yield self._pricer.compute(worker, held, end_tokens)
+        for source in self._sources_towards(worker.worker.site):
+            if source.blocks > held and source.state is not worker:
+                yield self._pricer.fetch(worker, held, source, end_tokens)
+                split = self._pricer.split(worker, held, source, end_tokens)
+                if split is not None:
+                    yield split
+
+    def _prefill_candidates(self, pool: Pool) -> Iterator[WorkerState]:
+        now = self._pricer.now
+        chosen = [*self._heads(pool, pool.idle), *self._heads(pool, pool.busy)]
+        yield from chosen
+        for worker in self._holders(pool, chosen, lambda w: self._question.fleet.queue_s(w, now)):
+            if worker.worker.role.can_prefill:
+                yield worker
+
+    def _decode_candidates(self, pool: Pool) -> Iterator[WorkerState]:
+        chosen = self._heads(pool, pool.decoders)
+        yield from chosen
+        for worker in self._holders(pool, chosen, lambda w: float(self._question.fleet.running(w))):
+            if worker.worker.role.can_decode:
+                yield worker
+
+    def _heads(self, pool: Pool, rank: "SortedList[tuple[float, int]]") -> list[WorkerState]:
+        found: list[WorkerState] = []
+        for _, bit in rank.islice(0, self._breadth.scan):
+            if self._question.may_take(pool.by_bit[bit]):
+                found.append(pool.by_bit[bit])
+                if len(found) == self._breadth.ranked:
+                    break
+        return found
+
+    def _holders(
+        self, pool: Pool, chosen: list[WorkerState], load: Callable[[WorkerState], float]
+    ) -> Iterator[WorkerState]:
+        """The least loaded workers of the deepest levels that this pool has, without those chosen already."""
+        seen = sum(worker.mask for worker in chosen)
+        levels = 0
+        for level in self._question.levels:
+            here = level.holders & pool.mask
+            if not here:
+                continue
+            able = [worker for worker in self._some(pool, here & ~seen) if self._question.may_take(worker)]
+            yield from sorted(able, key=lambda w: (load(w), w.bit))[: self._breadth.per_level]
+            levels += 1
+            if levels == self._breadth.levels:
+                return
+
+    def _some(self, pool: Pool, mask: int) -> list[WorkerState]:
+        """The workers of a mask, or, of a large one, those that rank first."""
+        if mask.bit_count() <= self._breadth.scan:
+            return [pool.by_bit[bit] for bit in iter_bits(mask)]
+        first = [*pool.idle.islice(0, self._breadth.scan), *pool.busy.islice(0, self._breadth.scan)]
+        return [pool.by_bit[bit] for _, bit in first if mask >> bit & 1]
+
+    def _find_sources(self) -> list[Source]:
+        """Of each site the deepest holders; any of them may be read, even one that takes no requests."""
+        found: list[Source] = []
+        for pool in self._question.source_pools():
+            taken = 0
+            for level in self._question.levels:
+                here = level.holders & pool.mask
+                if here:
+                    workers = self._some(pool, here) or [pool.by_bit[next(iter_bits(here))]]
+                    calmest = min(workers, key=lambda w: (self._question.fleet.running(w), w.bit))
+                    found.append(Source(calmest, min(level.depth, self._pricer.reusable)))
+                    taken += 1
+                    if taken == self._breadth.per_level:
+                        break
+        return found
+
+    def _sources_towards(self, site: Site) -> list[Source]:
+        """The sources that would have the prompt's blocks in a site soonest, counting what remains to compute."""
+        known = self._ranked_sources.get(site)
+        if known is None:
+            ranked = sorted(self._sources, key=lambda source: (self._until_complete_s(source, site), source.state.bit))
+            known = self._ranked_sources[site] = ranked[: self._breadth.sources]
+        return known
+
+    def _until_complete_s(self, source: Source, site: Site) -> float:
+        tokens = source.blocks * self._question.profile.block_tokens
+        moved = self._question.profile.moved_bytes(tokens)
+        transfer_s = self._pricer.transfer_s(source.state.worker.site, site, moved)
+        return transfer_s + source.state.rate.prefill_s(tokens, self._question.request.prompt_tokens)
+
+
+def _order(plan: Plan) -> tuple[float, int, str, str]:
+    """Seconds first; among equals fewer moved bytes, then names, so that a tie has one outcome."""
+    return (plan.estimate.score_s, plan.estimate.moved_bytes, plan.prefill, plan.decode)

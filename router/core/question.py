@@ -1,0 +1,99 @@
+"""One request to be placed, with all that is known at that moment: what every policy is asked.
+
+A question answers in worker states, held blocks and seconds; it changes nothing.
+"""
+
+from collections.abc import Iterator
+
+from .fleet import Fleet, Pool, WorkerState
+from .prefix_index import Level
+from .price import Pricer, Source
+from .types import ModelName, ModelProfile, Plan, PlanKind, Request, Site
+
+
+class Question:
+    """Where shall this request go?
+
+    `levels` are the index's answer for the request's keys, `excluded` a bit set of workers that failed it before,
+    `group` the models whose KV is interchangeable with the request's.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        profile: ModelProfile,
+        fleet: Fleet,
+        levels: list[Level],
+        pricer: Pricer,
+        *,
+        excluded: int = 0,
+        group: tuple[ModelName, ...] = (),
+    ) -> None:
+        self.request = request
+        self.profile = profile
+        self.fleet = fleet
+        self.levels = levels
+        self.pricer = pricer
+        self.excluded = excluded
+        self._group = group or (request.model,)
+        self.blocks = -(-(request.prompt_tokens + request.max_output_tokens) // profile.block_tokens)
+
+    def held(self, worker: WorkerState) -> int:
+        """How many leading blocks of the prompt a worker has, of those that can be reused."""
+        for level in self.levels:
+            if level.holders >> worker.bit & 1:
+                return min(level.depth, self.pricer.reusable)
+        return 0
+
+    def pools(self) -> dict[Site, Pool]:
+        """The pools that serve the request's model, by site."""
+        return self.fleet.pools(self.request.model)
+
+    def source_pools(self) -> Iterator[Pool]:
+        """The pools whose caches can be read: of every model in the request's KV group."""
+        for model in self._group:
+            for _, pool in sorted(self.fleet.pools(model).items()):
+                yield pool
+
+    def may_take(self, worker: WorkerState) -> bool:
+        """Whether a worker may be given this request: it has room and did not fail it before."""
+        return not self.excluded >> worker.bit & 1 and self.fleet.has_room(worker, self.blocks)
+
+    def prefillers(self) -> Iterator[WorkerState]:
+        """All workers that may compute this prompt, in a fixed order."""
+        for _, pool in sorted(self.pools().items()):
+            for _, worker in sorted(pool.by_bit.items()):
+                if worker.worker.role.can_prefill and self.may_take(worker):
+                    yield worker
+
+    def decoders(self) -> Iterator[WorkerState]:
+        """All workers that may decode this answer, in a fixed order."""
+        for _, pool in sorted(self.pools().items()):
+            for _, worker in sorted(pool.by_bit.items()):
+                if worker.worker.role.can_decode and self.may_take(worker):
+                    yield worker
+
+    def local(self, worker: WorkerState) -> Plan:
+        """The plan in which one worker does everything."""
+        prepared = self.pricer.compute(worker, self.held(worker), self.request.prompt_tokens)
+        return self.pricer.plan(prepared)
+
+    def handed_over(self, prefill: WorkerState, decode: WorkerState) -> Plan | None:
+        """The plan in which `prefill` computes and `decode` decodes; None when there is nothing to hand over."""
+        held = self.held(decode)
+        if held >= self.pricer.reusable:
+            return None
+        if self.held(prefill) >= self.pricer.reusable:
+            return self.direct(decode, Source(prefill, self.held(prefill)))
+        end_tokens = self.pricer.reusable * self.profile.block_tokens
+        prepared = self.pricer.compute(prefill, self.held(prefill), end_tokens)
+        return self.pricer.remote(prepared, decode, held)
+
+    def direct(self, decode: WorkerState, source: Source) -> Plan:
+        """The plan in which everything cached goes straight into `decode`, which computes the last block only."""
+        prepared = self.pricer.fetch(decode, self.held(decode), source, self.request.prompt_tokens)
+        return self.pricer.plan(prepared, PlanKind.DIRECT)
+
+    def needs_no_prefill(self, worker: WorkerState) -> bool:
+        """Whether a worker has all that can be reused, so that even a decode worker may do the rest."""
+        return self.held(worker) >= self.pricer.reusable

@@ -1,0 +1,176 @@
+"""Speeds as the router has come to believe them: prefill per worker, links per site pair, decode steps.
+
+Every belief starts from a prior and is then learned from what really happened, in relative terms (the logarithm of
+measured over believed), so that a prior wrong by a factor of ten is corrected as quickly as one wrong by a tenth.
+
+Rule 1: a measurement teaches; a prediction never does.
+Rule 2: one absurd measurement moves a belief by a bounded step, several in a row move it all the way.
+"""
+
+from math import exp, log
+
+from .types import PrefillPrior
+
+MEMORY = 0.9
+"""Weight that a past measurement keeps when the next one comes: about ten measurements are remembered."""
+PRIOR_WEIGHT = 0.1
+"""How many measurements a prior is worth: little, since priors are guesses and measurements are not."""
+STEP_MAX = log(2.0)
+"""Once settled, one measurement counts as at most this far (a factor of two) from the belief."""
+SETTLED_AFTER = 3
+"""Measurements after which a belief is settled, and an outlier is no longer taken at its word."""
+
+
+class LearnedScale:
+    """A positive number learned in the log domain with exponential forgetting and clipped steps."""
+
+    __slots__ = ("_log_value", "_weight", "samples")
+
+    def __init__(self, prior: float) -> None:
+        assert prior > 0, prior
+        self._log_value = log(prior)
+        self._weight = PRIOR_WEIGHT
+        self.samples = 0
+
+    @property
+    def value(self) -> float:
+        """The current belief."""
+        return exp(self._log_value)
+
+    def learn(self, measured: float) -> None:
+        """Move towards one measurement (positive; others are ignored: they are clock noise, not speeds)."""
+        if measured <= 0:
+            return
+        step = log(measured) - self._log_value
+        if self.samples >= SETTLED_AFTER:
+            step = max(-STEP_MAX, min(STEP_MAX, step))
+        self._weight = self._weight * MEMORY + 1.0
+        self._log_value += step / self._weight
+        self.samples += 1
+
+
+class PrefillRate:
+    """`prefill_s(c, n) = a + b*(n-c) + q*(n^2-c^2)` of one worker: overhead, linear layers, attention.
+
+    The three coefficients are fitted by recursive least squares on relative errors with forgetting. A ridge pulls them
+    towards the prior's *shape* at the learned *level*, so that the first measurement corrects the level at once and
+    the shape follows as measurements of different lengths come in. None gets negative.
+    """
+
+    __slots__ = ("_level", "_moment", "_normal", "_prior", "_theta", "samples")
+
+    RIDGE = 0.05
+
+    def __init__(self, prior: PrefillPrior) -> None:
+        self._prior = (prior.a_s, prior.b_s, prior.q_s)
+        self._theta = self._prior
+        self._level = LearnedScale(1.0)
+        self._normal = [[0.0] * 3 for _ in range(3)]
+        self._moment = [0.0] * 3
+        self.samples = 0
+
+    @property
+    def coefficients(self) -> tuple[float, float, float]:
+        """`(a, b, q)` in seconds, seconds per token, seconds per squared token."""
+        return self._theta
+
+    def prefill_s(self, cached_tokens: int, end_tokens: int) -> float:
+        """Seconds to compute tokens `[cached, end)` of a prompt; nothing to compute takes no time."""
+        new = end_tokens - cached_tokens
+        if new <= 0:
+            return 0.0
+        a, b, q = self._theta
+        return a + new * (b + q * (end_tokens + cached_tokens))
+
+    def learn(self, cached_tokens: int, end_tokens: int, seconds: float) -> None:
+        """Learn from one measured prefill (zero tokens or seconds teach nothing)."""
+        new = end_tokens - cached_tokens
+        if new <= 0 or seconds <= 0:
+            return
+        features = (1.0, float(new), float(new * (end_tokens + cached_tokens)))
+        at_prior = sum(p * x for p, x in zip(self._prior, features, strict=True))
+        self._level.learn(seconds / at_prior)
+        surprise = abs(log(seconds / self.prefill_s(cached_tokens, end_tokens)))
+        trust = min(1.0, STEP_MAX / surprise) if self.samples >= SETTLED_AFTER and surprise > 0 else 1.0
+        shares = [p * x / seconds for p, x in zip(self._prior, features, strict=True)]
+        for i in range(3):
+            self._moment[i] = MEMORY * self._moment[i] + trust * shares[i]
+            for j in range(3):
+                self._normal[i][j] = MEMORY * self._normal[i][j] + trust * shares[i] * shares[j]
+        self.samples += 1
+        self._fit()
+
+    def _fit(self) -> None:
+        """Solve for the factors on the prior; where one would be negative, hold it at zero and solve again."""
+        level = self._level.value
+        free = [i for i in range(3) if self._prior[i] > 0]
+        while True:
+            matrix = [
+                [self._normal[i][j] + (self.RIDGE if i == j else 0.0) for j in free]
+                + [self._moment[i] + self.RIDGE * level]
+                for i in free
+            ]
+            factors = solve(matrix)
+            if all(factor >= 0 for factor in factors):
+                break
+            del free[min(range(len(free)), key=factors.__getitem__)]
+        found = dict(zip(free, factors, strict=True))
+        a, b, q = (found.get(i, 0.0) * self._prior[i] for i in range(3))
+        self._theta = (a, b, q)
+
+
+class LinkRate:
+    """One directed site pair: round trip and capacity."""
+
+    __slots__ = ("_bytes_per_s", "_rtt_s", "rtt_samples", "samples")
+
+    def __init__(self, rtt_s: float, bytes_per_s: float) -> None:
+        self._rtt_s = LearnedScale(max(rtt_s, 1e-6))
+        self._bytes_per_s = LearnedScale(bytes_per_s)
+        self.samples = 0
+        self.rtt_samples = 0
+
+    @property
+    def rtt_s(self) -> float:
+        """Round-trip time."""
+        return self._rtt_s.value
+
+    @property
+    def bytes_per_s(self) -> float:
+        """What the link carries in all, shared by its flows."""
+        return self._bytes_per_s.value
+
+    def learn_bytes_per_s(self, measured: float, flows: float) -> None:
+        """Learn from one flow's speed, seen while on average `flows` flows (itself included) shared the link."""
+        self._bytes_per_s.learn(measured * max(1.0, flows))
+        self.samples += 1
+
+    def learn_rtt_s(self, measured: float) -> None:
+        """Learn from one measured round trip.
+
+        A busy machine only ever makes a round trip look longer, so going up is believed at a quarter (in the log domain).
+        """
+        believed = self.rtt_s
+        slower = self.rtt_samples > 0 and measured > believed
+        self._rtt_s.learn(believed * (measured / believed) ** 0.25 if slower else measured)
+        self.rtt_samples += 1
+
+
+def solve(rows: list[list[float]]) -> list[float]:
+    """Solve a small symmetric positive definite system given as rows `[coefficients..., right side]`.
+
+    >>> solve([[2.0, 0.0, 4.0], [0.0, 4.0, 4.0]])
+    [2.0, 1.0]
+    """
+    size = len(rows)
+    rows = [row[:] for row in rows]
+    for pivot in range(size):
+        for below in range(pivot + 1, size):
+            factor = rows[below][pivot] / rows[pivot][pivot]
+            for column in range(pivot, size + 1):
+                rows[below][column] -= factor * rows[pivot][column]
+    answer = [0.0] * size
+    for i in reversed(range(size)):
+        known = sum(rows[i][j] * answer[j] for j in range(i + 1, size))
+        answer[i] = (rows[i][size] - known) / rows[i][i]
+    return answer

@@ -1,0 +1,477 @@
+"""The state machine: events in, commands out.
+
+Rule 1: it reads no clock, draws no randomness of its own and awaits nothing; the same events at the same times give the
+same commands (I5).
+Rule 2: a decision is booked in the same step in which it is made, and given back once, however the request ends (I4).
+Rule 3: every request ends exactly once (I1). Events about requests that ended are late, not wrong, and change nothing.
+Rule 4: time never goes back (I2); an event that says so is taken as of the latest time seen.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from random import Random
+
+from sortedcontainers import SortedList
+
+from .admission import Admission
+from .commands import Abandon, Cancel, Command, Dispatch, Forget, Reject, Resync
+from .errors import EventError
+from .events import (
+    BlocksRemoved,
+    BlocksStored,
+    CacheCleared,
+    DispatchFailed,
+    Event,
+    FirstToken,
+    LinkMeasured,
+    LoadReported,
+    PrefillFinished,
+    PrefillMeasured,
+    RequestArrived,
+    RequestCancelled,
+    RequestFinished,
+    TimerFired,
+    TransferFinished,
+    WorkerDraining,
+    WorkerJoined,
+    WorkerLost,
+)
+from .fleet import Fleet
+from .ledger import Charge, Flow
+from .policies import Policy
+from .prefix_index import PrefixIndex
+from .price import Pricer
+from .question import Question
+from .rates import LearnedScale
+from .tolls import Tolls
+from .topology import Topology
+from .types import (
+    Decision,
+    ModelName,
+    ModelProfile,
+    Plan,
+    PlanKind,
+    RejectReason,
+    Request,
+    RequestId,
+    Site,
+    Tier,
+    WorkerId,
+)
+
+OVERHEAD_PRIOR_S = 0.005
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds on everything that could grow or wait."""
+
+    queue_max: int = 1024
+    """Requests that wait for room."""
+    retries_max: int = 3
+    """Dispatches of one request after its first."""
+    backfill_max: int = 16
+    """Waiting requests that are tried when room appears and the first does not fit."""
+    lost_after_s: float = 5.0
+    """Silence after which a worker is given up."""
+    lease_s: float = 900.0
+    """How long a request may be out before its booking is taken back."""
+    retry_after_s: float = 1.0
+    """What a sender who is told no is asked to wait."""
+
+
+@dataclass(slots=True)
+class _Attempts:
+    """What was tried for a request before."""
+
+    count: int = 0
+    failed: list[WorkerId] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """A request that was dispatched and has not ended."""
+
+    decision: Decision
+    lease_until_s: float
+
+
+class Scheduler:
+    """Homing's decisions, for the live router and the simulator alike.
+
+    `models` are the profiles of all models that may be asked for; `site` is where this router stands.
+    """
+
+    def __init__(
+        self,
+        *,
+        models: Iterable[ModelProfile],
+        topology: Topology,
+        policy: Policy,
+        random: Random,
+        site: Site,
+        limits: Limits | None = None,
+        tolls: Tolls | None = None,
+    ) -> None:
+        self.models: dict[ModelName, ModelProfile] = {profile.name: profile for profile in models}
+        self.topology = topology
+        self.policy = policy
+        self.limits = limits or Limits()
+        self.tolls = tolls or Tolls()
+        self.fleet = Fleet()
+        self.index = {tier: PrefixIndex() for tier in Tier}
+        self.admission = Admission(self.limits.queue_max)
+        self.overhead_s = LearnedScale(OVERHEAD_PRIOR_S)
+        self.in_flight: dict[RequestId, InFlight] = {}
+        self._random = random
+        self._site = site
+        self._attempts: dict[RequestId, _Attempts] = {}
+        self._leases: SortedList[tuple[float, RequestId]] = SortedList()
+        self._out: dict[WorkerId, set[RequestId]] = {}
+        self._next_sweep_s: float | None = None
+        self._now = 0.0
+
+    def handle(self, event: Event, now: float) -> list[Command]:  # noqa: C901 - one arm per event, no logic
+        """Take one fact in; the answer is what is to be done about it, in order."""
+        self._now = now = max(now, self._now)
+        match event:
+            case RequestArrived():
+                return self._arrived(event.request)
+            case RequestCancelled():
+                return self._cancelled(event.request_id)
+            case FirstToken():
+                return self._first_token(event)
+            case PrefillFinished():
+                return self._prefill_finished(event)
+            case RequestFinished():
+                return self._ended(event.request_id)
+            case DispatchFailed():
+                return self._dispatch_failed(event)
+            case LoadReported():
+                self.fleet.report(event.report, now)
+                return self._pump()
+            case BlocksStored() | BlocksRemoved() | CacheCleared():
+                return self._cache_changed(event)
+            case TransferFinished():
+                return self._transfer_finished(event)
+            case PrefillMeasured():
+                return self._prefill_measured(event)
+            case LinkMeasured():
+                return self._link_measured(event)
+            case WorkerJoined():
+                self.fleet.join(event.worker, now)
+                return self._pump()
+            case WorkerDraining():
+                self.fleet.drain(event.worker_id)
+                return []
+            case WorkerLost():
+                return self._worker_lost(event.worker_id, event.reason)
+            case TimerFired():
+                return self._timer_fired()
+
+    def next_timer(self) -> float | None:
+        """When `TimerFired` is wanted next; None when nothing is waited for."""
+        if len(self.fleet) and self._next_sweep_s is None:
+            self._next_sweep_s = self._now + self.limits.lost_after_s / 4
+        times = [self._next_sweep_s if len(self.fleet) else None, self.admission.next_deadline_s()]
+        times.append(self._leases[0][0] if self._leases else None)
+        return min((time for time in times if time is not None), default=None)
+
+    def knows(self, request: RequestId) -> bool:
+        """Whether a request of this id waits or is out."""
+        return request in self.in_flight or request in self.admission
+
+    def check(self) -> None:
+        """Assert the invariants that can be seen from here (I1, I4, I10 within each part)."""
+        self.fleet.check()
+        self.admission.check()
+        for index in self.index.values():
+            index.check()
+        assert not any(request in self.admission for request in self.in_flight), "waits and is out"
+        assert len(self.fleet.ledger) <= len(self.in_flight)
+        assert all(self.fleet.ledger.holds(r) is False for r in self._attempts if r not in self.in_flight)
+        assert sorted(r for _, r in self._leases) == sorted(self.in_flight)
+        assert {r for out in self._out.values() for r in out} == set(self.in_flight)
+
+    # -- requests ------------------------------------------------------------------------------------------------
+
+    def _arrived(self, request: Request) -> list[Command]:
+        if self.knows(request.id):
+            return [self._reject(request, RejectReason.DUPLICATE_REQUEST, "this id is being answered")]
+        profile = self.models.get(request.model)
+        if profile is None:
+            known = ", ".join(sorted(self.models)) or "none"
+            return [self._reject(request, RejectReason.UNKNOWN_MODEL, f"no model {request.model!r}; known: {known}")]
+        total_tokens = request.prompt_tokens + request.max_output_tokens
+        if total_tokens > profile.context_tokens:
+            detail = f"{total_tokens} tokens with the answer, the context holds {profile.context_tokens}"
+            return [self._reject(request, RejectReason.PROMPT_TOO_LONG, detail)]
+        return self._place_or_wait(request)
+
+    def _place_or_wait(self, request: Request) -> list[Command]:
+        room = max(
+            (s.worker.kv_blocks_max for p in self.fleet.pools(request.model).values() for s in p.by_bit.values()),
+            default=None,
+        )
+        if room is None:
+            detail = f"no worker serves {request.model!r} at the moment"
+            return self._give_up(request, RejectReason.NO_WORKER, detail, self.limits.retry_after_s)
+        blocks = -(-(request.prompt_tokens + request.max_output_tokens) // self._block_tokens(request))
+        if blocks > room:
+            detail = f"needs {blocks} KV blocks, the largest worker has {room}"
+            return self._give_up(request, RejectReason.PROMPT_TOO_LONG, detail)
+        placed = self._place(request)
+        if placed:
+            return placed
+        if self.admission.is_full():
+            detail = f"{len(self.admission)} requests wait already"
+            return self._give_up(request, RejectReason.QUEUE_FULL, detail, self.limits.retry_after_s)
+        self.admission.add(request)
+        return []
+
+    def _place(self, request: Request) -> list[Command]:
+        chosen = self._choose(request)
+        if chosen is None:
+            return []
+        plans, priced = chosen
+        attempts = self._attempts.setdefault(request.id, _Attempts())
+        attempts.count += 1
+        decision = Decision(
+            request=request,
+            plan=plans[0],
+            runners_up=tuple(plans[1:]),
+            policy=self.policy.name,
+            decided_s=self._now,
+            attempt=attempts.count,
+            plans_priced=priced,
+        )
+        self._book(decision)
+        return [Dispatch(decision=decision)]
+
+    def _choose(self, request: Request) -> tuple[list[Plan], int] | None:
+        """Ask the policy, first without the workers that failed this request, then, if nobody is left, with them."""
+        failed = self._attempts[request.id].failed if request.id in self._attempts else []
+        states = [state for name in failed if (state := self.fleet.get(name)) is not None]
+        excluded = sum(state.mask for state in states)
+        question = self.question(request, excluded=excluded)
+        plans = self.policy.choose(question, self._random)
+        if not plans and excluded:
+            question = self.question(request)
+            plans = self.policy.choose(question, self._random)
+        return (plans, question.pricer.priced) if plans else None
+
+    def question(self, request: Request, *, excluded: int = 0) -> Question:
+        """All that is known at this moment about where a request could go; asking changes nothing."""
+        profile = self.models[request.model]
+        group = tuple(name for name, other in self.models.items() if other.group == profile.group)
+        among = sum(pool.mask for name in group for pool in self.fleet.pools(name).values())
+        pricer = Pricer(
+            request,
+            profile,
+            self.fleet,
+            self.topology,
+            self.tolls,
+            entry=self._site,
+            overhead_s=self.overhead_s.value,
+            now=self._now,
+        )
+        levels = self.index[Tier.DEVICE].match(request.block_keys, among)
+        return Question(request, profile, self.fleet, levels, pricer, excluded=excluded, group=group)
+
+    def _book(self, decision: Decision) -> None:
+        plan, request = decision.plan, decision.request
+        estimate = plan.estimate
+        compute = [(plan.prefill, plan.prefill_compute_s, estimate.computed_tokens)]
+        if plan.decode != plan.prefill:
+            compute.append((plan.decode, plan.decode_compute_s, self._block_tokens(request)))
+        total_tokens = request.prompt_tokens + request.max_output_tokens
+        blocks = -(-total_tokens // self._block_tokens(request))
+        flows = [
+            Flow(source=move.source, target=move.target, link=link, bytes=move.bytes)
+            for move in plan.moves
+            if (link := self._link(move.source, move.target)) is not None
+        ]
+        memory = tuple((worker, blocks) for worker in plan.workers)
+        charge = Charge(compute=tuple(compute), memory=memory, flows=tuple(flows))
+        self.fleet.charge(request.id, charge, self._now)
+        lease_until_s = self._now + self.limits.lease_s
+        self.in_flight[request.id] = InFlight(decision, lease_until_s)
+        self._leases.add((lease_until_s, request.id))
+        for worker in plan.workers:
+            self._out.setdefault(worker, set()).add(request.id)
+
+    def _unbook(self, request: RequestId) -> InFlight | None:
+        flight = self.in_flight.pop(request, None)
+        if flight is None:
+            return None
+        self.fleet.release(request, self._now)
+        self._leases.remove((flight.lease_until_s, request))
+        for worker in flight.decision.plan.workers:
+            self._out[worker].discard(request)
+            if not self._out[worker]:
+                del self._out[worker]
+        return flight
+
+    def _first_token(self, event: FirstToken) -> list[Command]:
+        flight = self.in_flight.get(event.request_id)
+        if flight is None:
+            return []
+        plan = flight.decision.plan
+        estimate = plan.estimate
+        if plan.kind is PlanKind.LOCAL and estimate.queue_s == 0:
+            without_overhead_s = estimate.ttft_s - self.overhead_s.value
+            self.overhead_s.learn(max(event.ttft_s - without_overhead_s, OVERHEAD_PRIOR_S / 10))
+        self.fleet.release_compute(event.request_id, self._now)
+        return self._pump()
+
+    def _prefill_finished(self, event: PrefillFinished) -> list[Command]:
+        flight = self.in_flight.get(event.request_id)
+        if flight is not None:
+            self.fleet.release_compute(event.request_id, self._now, flight.decision.plan.prefill)
+        return []
+
+    def _ended(self, request: RequestId) -> list[Command]:
+        self._attempts.pop(request, None)
+        return self._pump() if self._unbook(request) is not None else []
+
+    def _cancelled(self, request: RequestId) -> list[Command]:
+        self._attempts.pop(request, None)
+        if self.admission.remove(request) is not None:
+            return []
+        if self._unbook(request) is None:
+            return []
+        return [Cancel(request_id=request, reason="the sender went away"), *self._pump()]
+
+    def _dispatch_failed(self, event: DispatchFailed) -> list[Command]:
+        if self._unbook(event.request_id) is None:
+            return []
+        request = event.resume_as
+        attempts = self._attempts.get(event.request_id)
+        assert attempts is not None, "what was dispatched was counted"
+        if request is None:
+            self._attempts.pop(event.request_id)
+            return self._pump()
+        if attempts.count > self.limits.retries_max:
+            detail = f"{attempts.count} attempts failed, the last because {event.reason}"
+            retry_s = self.limits.retry_after_s
+            return [*self._give_up(request, RejectReason.RETRIES_SPENT, detail, retry_s), *self._pump()]
+        if event.worker_id is not None:
+            attempts.failed.append(event.worker_id)
+        return [*self._place_or_wait(request), *self._pump()]
+
+    def _pump(self) -> list[Command]:
+        """Serve those who wait, in order, as far as there is room (I7)."""
+        commands: list[Command] = []
+        misses = 0
+        for request in self.admission:
+            placed = self._place(request)
+            if placed:
+                self.admission.remove(request.id)
+                commands += placed
+            else:
+                misses += 1
+                if misses > self.limits.backfill_max:
+                    break
+        return commands
+
+    def _give_up(
+        self, request: Request, reason: RejectReason, detail: str, retry_after_s: float | None = None
+    ) -> list[Command]:
+        self._attempts.pop(request.id, None)
+        return [self._reject(request, reason, detail, retry_after_s)]
+
+    def _reject(
+        self, request: Request, reason: RejectReason, detail: str, retry_after_s: float | None = None
+    ) -> Reject:
+        return Reject(request_id=request.id, reason=reason, detail=detail, retry_after_s=retry_after_s)
+
+    # -- what workers tell ---------------------------------------------------------------------------------------
+
+    def _cache_changed(self, event: BlocksStored | BlocksRemoved | CacheCleared) -> list[Command]:
+        state = self.fleet.get(event.worker_id)
+        if state is None:
+            return []
+        try:
+            match event:
+                case BlocksStored():
+                    self.index[event.tier].stored(state.bit, event.keys, event.parent)
+                case BlocksRemoved():
+                    self.index[event.tier].removed(state.bit, event.keys)
+                case CacheCleared():
+                    self._clear(state.bit)
+        except EventError as error:
+            self._clear(state.bit)
+            return [Resync(worker_id=event.worker_id, reason=str(error))]
+        return []
+
+    def _clear(self, bit: int) -> None:
+        for index in self.index.values():
+            index.cleared(bit)
+
+    def _transfer_finished(self, event: TransferFinished) -> list[Command]:
+        flows = self.fleet.ledger.release_flow(event.request_id, event.source, event.target, self._now)
+        link = self._link(event.source, event.target)
+        if link is None:
+            return []
+        rate = self.topology.rate(*link)
+        if event.rtt_s is not None:
+            rate.learn_rtt_s(event.rtt_s)
+        if event.seconds is not None and event.seconds > 0 and event.bytes > 0:
+            rate.learn_bytes_per_s(event.bytes / event.seconds, flows or 1.0)
+        return []
+
+    def _prefill_measured(self, event: PrefillMeasured) -> list[Command]:
+        state = self.fleet.get(event.worker_id)
+        if state is not None:
+            state.rate.learn(event.cached_tokens, event.end_tokens, event.seconds)
+            self.fleet.rerank(event.worker_id)
+        return []
+
+    def _link_measured(self, event: LinkMeasured) -> list[Command]:
+        rate = self.topology.rate(event.source, event.target)
+        if event.rtt_s is not None:
+            rate.learn_rtt_s(event.rtt_s)
+        if event.bytes_per_s is not None:
+            rate.learn_bytes_per_s(event.bytes_per_s, 1.0)
+        return []
+
+    def _worker_lost(self, worker: WorkerId, reason: str) -> list[Command]:
+        state = self.fleet.lose(worker)
+        if state is None:
+            return []
+        self._clear(state.bit)
+        orphans = sorted(self._out.get(worker, ()))
+        return [Abandon(request_id=request, worker_id=worker, reason=reason) for request in orphans]
+
+    # -- time ----------------------------------------------------------------------------------------------------
+
+    def _timer_fired(self) -> list[Command]:
+        commands: list[Command] = []
+        for request in self.admission.expired(self._now):
+            detail = "its deadline passed while it waited for room"
+            commands += self._give_up(request, RejectReason.DEADLINE_PASSED, detail, self.limits.retry_after_s)
+        while self._leases and self._leases[0][0] <= self._now:
+            request_id = self._leases[0][1]
+            self._attempts.pop(request_id, None)
+            self._unbook(request_id)
+            commands.append(Cancel(request_id=request_id, reason=f"no end was seen in {self.limits.lease_s} s"))
+        if self._next_sweep_s is not None and self._next_sweep_s <= self._now:
+            self._next_sweep_s = self._now + self.limits.lost_after_s / 4
+            commands += self._sweep()
+        return [*commands, *self._pump()]
+
+    def _sweep(self) -> list[Command]:
+        commands: list[Command] = []
+        silent_since_s = self._now - self.limits.lost_after_s
+        for state in [state for state in self.fleet if state.last_seen_s < silent_since_s]:
+            reason = f"no report for {self.limits.lost_after_s} s"
+            commands.append(Forget(worker_id=state.worker.id, reason=reason))
+            commands += self._worker_lost(state.worker.id, reason)
+        return commands
+
+    def _link(self, source: WorkerId, target: WorkerId) -> tuple[Site, Site] | None:
+        one, other = self.fleet.get(source), self.fleet.get(target)
+        return None if one is None or other is None else (one.worker.site, other.worker.site)
+
+    def _block_tokens(self, request: Request) -> int:
+        return self.models[request.model].block_tokens

@@ -1,0 +1,1 @@
+"""Workers: the pure engine, the torch model, the data plane between workers, and the process around them."""
