@@ -1,0 +1,1 @@
+"""The command line: builds routers and workers out of configuration, and talks to them."""

@@ -100,6 +100,15 @@ class PrefillMeasured:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeMeasured:
+    """A worker generated `tokens` tokens after the first in `seconds`."""
+
+    worker_id: WorkerId
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PrefillFinished:
     """The prefill worker of a remote plan is done computing, whatever still travels."""
 
@@ -164,6 +173,7 @@ Event = (
     | CacheCleared
     | TransferFinished
     | PrefillMeasured
+    | DecodeMeasured
     | PrefillFinished
     | FirstToken
     | RequestFinished

@@ -14,8 +14,8 @@ from .tolls import Tolls
 from .topology import Topology
 from .types import Estimate, ModelProfile, Move, MoveKind, Plan, PlanKind, Request, Site
 
-SETUP_ROUND_TRIPS = 2.0
-"""Asking the source for an offer and connecting to it; the first bytes come half a round trip later."""
+SETUP_ROUND_TRIPS = 3.0
+"""Asking the source for an offer, connecting to its data plane, and presenting the ticket until the first byte comes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class Pricer:
 
     def latency_s(self, source: Site, target: Site) -> float:
         """From asking for blocks until the first byte arrives."""
-        return (SETUP_ROUND_TRIPS + 0.5) * self.topology.rate(source, target).rtt_s
+        return SETUP_ROUND_TRIPS * self.topology.rate(source, target).rtt_s
 
     def compute(self, worker: WorkerState, held: int, end_tokens: int) -> Preparation:
         """`worker` computes everything after the `held` blocks that it has, up to token `end_tokens`."""

@@ -148,7 +148,7 @@ class LinkRate:
     def learn_rtt_s(self, measured: float) -> None:
         """Learn from one measured round trip.
 
-        A busy machine only ever makes a round trip look longer, so going up is believed at a quarter (in the log domain).
+        A busy machine only ever makes a round trip look longer, so going up is believed by a quarter only.
         """
         believed = self.rtt_s
         slower = self.rtt_samples > 0 and measured > believed

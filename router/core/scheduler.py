@@ -20,6 +20,7 @@ from .events import (
     BlocksRemoved,
     BlocksStored,
     CacheCleared,
+    DecodeMeasured,
     DispatchFailed,
     Event,
     FirstToken,
@@ -124,7 +125,7 @@ class Scheduler:
         self.overhead_s = LearnedScale(OVERHEAD_PRIOR_S)
         self.in_flight: dict[RequestId, InFlight] = {}
         self._random = random
-        self._site = site
+        self.site = site
         self._attempts: dict[RequestId, _Attempts] = {}
         self._leases: SortedList[tuple[float, RequestId]] = SortedList()
         self._out: dict[WorkerId, set[RequestId]] = {}
@@ -156,6 +157,8 @@ class Scheduler:
                 return self._transfer_finished(event)
             case PrefillMeasured():
                 return self._prefill_measured(event)
+            case DecodeMeasured():
+                return self._decode_measured(event)
             case LinkMeasured():
                 return self._link_measured(event)
             case WorkerJoined():
@@ -271,7 +274,7 @@ class Scheduler:
             self.fleet,
             self.topology,
             self.tolls,
-            entry=self._site,
+            entry=self.site,
             overhead_s=self.overhead_s.value,
             now=self._now,
         )
@@ -425,6 +428,12 @@ class Scheduler:
         if state is not None:
             state.rate.learn(event.cached_tokens, event.end_tokens, event.seconds)
             self.fleet.rerank(event.worker_id)
+        return []
+
+    def _decode_measured(self, event: DecodeMeasured) -> list[Command]:
+        state = self.fleet.get(event.worker_id)
+        if state is not None and event.tokens > 0:
+            state.decode_step_s.learn(event.seconds / event.tokens)
         return []
 
     def _link_measured(self, event: LinkMeasured) -> list[Command]:

@@ -61,6 +61,8 @@ class Batch:
 
 def build_batch(plan: StepPlan, config: LlamaConfig, kv: KvTensor) -> Batch:
     """Check the plan and lay it out; `ValueError` names the request and the rule that it breaks."""
+    if not plan.steps:
+        raise ValueError("the plan has no steps: do not run a pass when there is nothing to compute")
     starts: list[int] = []
     row = 0
     for step in plan.steps:

@@ -3,13 +3,15 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
 
 from .config import LlamaConfig, token_ids
+
+if TYPE_CHECKING:
+    import torch  # the router reads configs on machines without torch
 
 _INDEX = "model.safetensors.index.json"
 _READ_BYTES = 4 * 1024 * 1024
@@ -25,7 +27,7 @@ def read_hf_config(directory: Path) -> LlamaConfig:
     return replace(config, eos_ids=tuple(dict.fromkeys(config.eos_ids + more)))
 
 
-def read_hf_weights(directory: Path) -> dict[str, torch.Tensor]:
+def read_hf_weights(directory: Path) -> "dict[str, torch.Tensor]":
     """All tensors by name, mapped into memory: processes that read the same files share their pages."""
     weights: dict[str, torch.Tensor] = {}
     for file in weight_files(directory):

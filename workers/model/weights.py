@@ -1,6 +1,5 @@
 """From the name of a model to a model that is ready to compute: `load_model`."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +8,12 @@ import torch
 import xxhash
 
 from .config import LlamaConfig, dtype_name
-from .gguf import converted_directory, smollm2_file
 from .hf import read_hf_config, read_hf_weights, weights_identity
 from .kv import KvTensor
 from .llama import LlamaModel
+from .sources import DirectorySource, TinySource, resolve
 from .tiny import TINY_CONFIG, random_weights, weights_digest
 from .tokenizer import ByteTokenizer, HfTokenizer, Tokenizer
-
-_TINY = re.compile(r"tiny(?::(?P<seed>\d+))?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,39 +59,25 @@ def load_model(
         if threads < 1:
             raise ValueError(f"threads {threads} must be at least 1")
         torch.set_num_threads(threads)
-    tiny = _TINY.fullmatch(str(source))
-    if tiny is not None:
-        return _load_tiny(int(tiny["seed"] or 0), number_format, torch.device(device))
-    directory, name = _directory(source)
-    return _load_directory(directory, name, number_format, torch.device(device))
+    found = resolve(source)
+    if isinstance(found, TinySource):
+        return _load_tiny(found, number_format, torch.device(device))
+    return _load_directory(found, number_format, torch.device(device))
 
 
-def _directory(source: str | Path) -> tuple[Path, str]:
-    if str(source) == "smollm2":
-        return converted_directory(smollm2_file()), "smollm2"
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return path, path.resolve().name
-    if path.is_file() and path.suffix == ".gguf":
-        return converted_directory(path), path.stem
-    raise FileNotFoundError(
-        f"model {str(source)!r} is neither a directory, nor a .gguf file, nor one of 'smollm2', 'tiny', "
-        "'tiny:SEED': check the path"
-    )
-
-
-def _load_tiny(seed: int, dtype: torch.dtype, device: torch.device) -> LoadedModel:
-    weights = random_weights(TINY_CONFIG, seed)
+def _load_tiny(source: TinySource, dtype: torch.dtype, device: torch.device) -> LoadedModel:
+    weights = random_weights(TINY_CONFIG, source.seed)
     return LoadedModel(
         model=_model(TINY_CONFIG, weights, dtype, device),
         config=TINY_CONFIG,
         tokenizer=ByteTokenizer(TINY_CONFIG.vocab_tokens),
         fingerprint=_fingerprint(TINY_CONFIG, weights_digest(weights)),
-        name="tiny" if seed == 0 else f"tiny:{seed}",
+        name=source.name,
     )
 
 
-def _load_directory(directory: Path, name: str, dtype: torch.dtype, device: torch.device) -> LoadedModel:
+def _load_directory(source: DirectorySource, dtype: torch.dtype, device: torch.device) -> LoadedModel:
+    directory = source.directory
     config = read_hf_config(directory)
     weights = read_hf_weights(directory)
     tokenizer = None
@@ -105,7 +88,7 @@ def _load_directory(directory: Path, name: str, dtype: torch.dtype, device: torc
         config=config,
         tokenizer=tokenizer,
         fingerprint=_fingerprint(config, weights_identity(directory)),
-        name=name,
+        name=source.name,
     )
 
 

@@ -16,6 +16,8 @@ from .types import BlockMemory, Layout
 
 _log = logging.getLogger(__name__)
 
+_FAREWELL_S = 0.1
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerLimits:
@@ -110,6 +112,7 @@ class Session:
             if not sender.done():
                 self._receiver_left(receiver.result(), "the receiver closed its connection")
             elif not sender.cancelled():
+                self._senders.discard(sender)
                 await self._conclude(sender.exception(), receiver)
         finally:
             self._senders.discard(sender)
@@ -139,23 +142,26 @@ class Session:
         frames = frames_of(self._export, self._memory, checksum=checksum, idle_timeout_s=self._limits.idle_timeout_s)
         async with contextlib.aclosing(frames):
             async for frame in frames:
+                # A receiver that is always ready would never let this task wait, nor any other run. Before the
+                # frame, not after: a receiver that closes upon the END must find this task done.
+                await asyncio.sleep(0)
                 await wire.send(frame)
                 self._payload_bytes += sum(len(view) for view in frame[1:])
-                # A receiver that is always ready would never let this task wait, nor any other run.
-                await asyncio.sleep(0)
         await wire.finish_sending()
 
     async def _conclude(self, error: BaseException | None, receiver: "asyncio.Task[bytes]") -> None:
         match error:
             case None:
-                others = any(not sender.done() for sender in self._senders)
-                if not others and self._export.exhausted:
+                if not self._senders and self._export.exhausted:
                     self.finish(OutcomeStatus.SENT)
                 # Waiting for the receiver's close keeps the count of connections true.
                 await asyncio.wait({receiver}, timeout=self._limits.send_stall_timeout_s)
-            case ConnectionLostError() | TimedOutError():
-                farewell = receiver.result() if receiver.done() else b""
-                self._receiver_left(farewell, str(error))
+            case ConnectionLostError():
+                # On a broken connection the read ends at once; it may still hold the receiver's farewell.
+                await asyncio.wait({receiver}, timeout=_FAREWELL_S)
+                self._receiver_left(receiver.result() if receiver.done() else b"", str(error))
+            case TimedOutError():
+                self._receiver_left(b"", str(error))
             case SourceFailedError():
                 self.finish(OutcomeStatus.FAILED, str(error))
             case _:

@@ -153,7 +153,7 @@ def test_a_message_after_a_stalled_loop_takes_nothing_from_the_backlog() -> None
         tasks = [asyncio.ensure_future(send_all(bulk, bytes(300_000))), asyncio.ensure_future(receive_all(bulk))]
         loop = asyncio.get_running_loop()
         assert isinstance(loop, _VirtualLoop)
-        for _ in range(20):
+        for _ in range(15):
             await asyncio.sleep(0.01)
             loop.stall(0.005)
             await message.send(b"ping")

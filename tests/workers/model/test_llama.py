@@ -160,6 +160,11 @@ def test_a_plan_that_does_not_fit_is_refused_before_anything_is_written(tiny, ba
     assert not kv.kv.any()
 
 
+def test_an_empty_plan_is_refused(tiny):
+    with pytest.raises(ValueError, match="no steps"):
+        tiny.model.forward(plan(), tiny.kv_tensor(blocks=1, block_tokens=16))
+
+
 def test_a_cache_of_another_number_format_is_refused(tiny):
     kv = KvTensor(tiny.config, blocks=1, block_tokens=16, weights_fingerprint="", dtype=torch.bfloat16)
     with pytest.raises(ValueError, match=r"bfloat16.*float32"):

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from homing.workers.model.config import UnsupportedModelError
+from homing.workers.model.tiny import TINY_CONFIG
 from homing.workers.model.tokenizer import ByteTokenizer, HfTokenizer, StreamDecoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -150,7 +151,13 @@ def test_the_template_may_stand_in_the_config_or_in_a_file_of_its_own(tmp_path):
     assert HfTokenizer.from_directory(tmp_path).chat(hi) == from_config == TOKENIZERS["bpe"].chat(hi)
 
 
-def test_the_tokenizer_does_not_need_torch():
-    """The router imports this module on machines without torch."""
-    code = "import sys; import homing.workers.model.tokenizer; sys.exit('torch' in sys.modules)"
+def test_a_tokenizer_loads_without_torch(tmp_path):
+    """The router tokenizes on machines without torch."""
+    (tmp_path / "tokenizer.json").write_text(BPE.to_str())
+    (tmp_path / "config.json").write_text(json.dumps(TINY_CONFIG.to_hf()))
+    code = (
+        "import sys; from homing.workers.model.sources import load_tokenizer as load; "
+        f"ok = load({str(tmp_path)!r}).eos_ids == load('tiny').eos_ids == (257,); "
+        "sys.exit(not ok or 'torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

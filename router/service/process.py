@@ -1,0 +1,131 @@
+"""A router process: core, driver, gRPC and HTTP servers, put together and taken apart in order."""
+
+import asyncio
+import logging
+from random import Random
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from homing.router.core.errors import ConfigError
+from homing.router.core.policies import make_policy
+from homing.router.core.scheduler import Scheduler
+from homing.router.core.tolls import Tolls
+from homing.router.core.types import ModelName, Site
+
+from .config import Config
+from .driver import Driver
+from .journal import DecisionJournal
+from .membership import FleetService, KvEventsService, route_worker_commands
+from .metrics import Metrics
+from .ops import OpsServer
+from .prompts import Intake
+from .server import RouterService
+from .text import CodecOf
+from .wire import (
+    SERVICES,
+    add_FleetServicer_to_server,
+    add_KvEventsServicer_to_server,
+    add_RouterServicer_to_server,
+)
+from .workers import MESSAGE_BYTES_MAX, Workers
+
+log = logging.getLogger(__name__)
+
+
+class RouterProcess:
+    """Start with `start`, stop with `drain` and `close`. `codec_of` makes tokens of text where a model has a
+    tokenizer.
+    """
+
+    def __init__(self, config: Config, codec_of: CodecOf) -> None:
+        self._config = config
+        section = config.router
+        self.scheduler = Scheduler(
+            models=config.profiles(),
+            topology=config.topology(),
+            policy=make_policy(config.policy.name),
+            random=Random(config.policy.seed),  # noqa: S311 - spreads load, keeps no secret
+            site=Site(section.site),
+            limits=config.limits(),
+            tolls=Tolls(dollars_per_s=config.policy.dollars_per_s),
+        )
+        self.driver = Driver(self.scheduler)
+        self.workers = Workers(self.scheduler.site)
+        self.metrics = Metrics(self.scheduler)
+        journal = DecisionJournal(section.decisions_kept)
+        self.driver.observe(self.metrics)
+        self.driver.observe(journal)
+        models = self.scheduler.models
+        intake = Intake(
+            profile=lambda name: models.get(ModelName(name)), codec_of=codec_of, known=lambda: sorted(models)
+        )
+        self._router = RouterService(
+            self.driver,
+            self.workers,
+            intake,
+            journal,
+            codec_of,
+            request_timeout_s=section.request_timeout_s,
+            first_token_timeout_s=section.first_token_timeout_s,
+        )
+        self._fleet = FleetService(self.driver, self.workers, config, report_every_s=section.lost_after_s / 8)
+        self._kv_events = KvEventsService(self.driver)
+        route_worker_commands(self.driver, self._fleet, self._kv_events)
+        self._ops = OpsServer(self.metrics, self._not_ready_because)
+        self._server: grpc.aio.Server | None = None
+        self._health = health.aio.HealthServicer()
+        self.port = 0
+        self.http_port = 0
+
+    async def start(self) -> None:
+        """Listen. Raises ConfigError when an address is taken or not this machine's."""
+        options = [("grpc.max_receive_message_length", MESSAGE_BYTES_MAX), ("grpc.so_reuseport", 0)]
+        server = grpc.aio.server(options=options)
+        add_RouterServicer_to_server(self._router, server)
+        add_FleetServicer_to_server(self._fleet, server)
+        add_KvEventsServicer_to_server(self._kv_events, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        section = self._config.router
+        try:
+            self.port = server.add_insecure_port(section.listen)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"router.listen: cannot listen on {section.listen}: is the port in use, or not this machine's?"
+            ) from error
+        host, _, port = section.http.rpartition(":")
+        try:
+            self.http_port = await self._ops.start(host.strip("[]"), int(port))
+        except OSError as error:
+            raise ConfigError(f"router.http: cannot listen on {section.http}: {error.strerror}") from error
+        await server.start()
+        for service in ("", *SERVICES):
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        self._server = server
+        log.info("router in %s listens on %s (gRPC) and %s (HTTP)", section.site, section.listen, section.http)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Take no new request, let those in flight end, at most for `timeout_s`."""
+        self._router.draining = True
+        await self._health.enter_graceful_shutdown()
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + timeout_s
+        while self.scheduler.in_flight and loop.time() < until_s:  # noqa: ASYNC110 - polled for seconds at a shutdown
+            await asyncio.sleep(0.05)
+
+    async def close(self) -> None:
+        """Stop everything. Idempotent."""
+        if self._server is not None:
+            await self._server.stop(grace=0.2)
+            self._server = None
+        self.driver.stop()
+        await self._ops.close()
+        await self.workers.close()
+
+    def _not_ready_because(self) -> str:
+        if self._router.draining:
+            return "draining"
+        if not len(self.scheduler.fleet):
+            return "no worker has joined"
+        return ""
