@@ -22,9 +22,10 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from homing.protos import common_pb2 as homing_dot_protos_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19homing/protos/fleet.proto\x12\thoming.v1\"\x8a\x01\n\rWorkerMessage\x12!\n\x05hello\x18\x01 \x01(\x0b\x32\x10.homing.v1.HelloH\x00\x12%\n\x04load\x18\x02 \x01(\x0b\x32\x15.homing.v1.LoadReportH\x00\x12\'\n\x08\x64raining\x18\x03 \x01(\x0b\x32\x13.homing.v1.DrainingH\x00\x42\x06\n\x04what\"\xb7\x03\n\x05Hello\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\x0c\n\x04site\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x37\n\x0c\x61\x64\x64ress_from\x18\x06 \x03(\x0b\x32!.homing.v1.Hello.AddressFromEntry\x12\x14\n\x0c\x62lock_tokens\x18\x07 \x01(\r\x12\x15\n\rkv_blocks_max\x18\x08 \x01(\r\x12\x14\n\x0crequests_max\x18\t \x01(\r\x12\x11\n\tkv_format\x18\n \x01(\t\x12\x1a\n\x12kv_bytes_per_token\x18\x0b \x01(\r\x12\x0e\n\x06layers\x18\x0c \x01(\r\x12\x16\n\x0e\x63ontext_tokens\x18\r \x01(\r\x12\x19\n\x11vocabulary_tokens\x18\x0e \x01(\r\x12\x13\n\x0bprefill_a_s\x18\x0f \x01(\x01\x12\x13\n\x0bprefill_b_s\x18\x10 \x01(\x01\x12\x13\n\x0bprefill_q_s\x18\x11 \x01(\x01\x1a\x32\n\x10\x41\x64\x64ressFromEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"o\n\nLoadReport\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x1d\n\x15queued_prefill_tokens\x18\x02 \x01(\r\x12\x18\n\x10running_requests\x18\x03 \x01(\r\x12\x16\n\x0ekv_blocks_used\x18\x04 \x01(\r\"\n\n\x08\x44raining\">\n\rRouterMessage\x12%\n\x07welcome\x18\x01 \x01(\x0b\x32\x12.homing.v1.WelcomeH\x00\x42\x06\n\x04what\"!\n\x07Welcome\x12\x16\n\x0ereport_every_s\x18\x01 \x01(\x01\"W\n\x0cKvEventBatch\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\"\n\x06\x65vents\x18\x03 \x03(\x0b\x32\x12.homing.v1.KvEvent\"\x92\x01\n\x07KvEvent\x12#\n\x06stored\x18\x01 \x01(\x0b\x32\x11.homing.v1.StoredH\x00\x12%\n\x07removed\x18\x02 \x01(\x0b\x32\x12.homing.v1.RemovedH\x00\x12%\n\x07\x63leared\x18\x03 \x01(\x0b\x32\x12.homing.v1.ClearedH\x00\x12\x0c\n\x04tier\x18\x04 \x01(\tB\x06\n\x04what\"6\n\x06Stored\x12\x0c\n\x04keys\x18\x01 \x03(\x06\x12\x13\n\x06parent\x18\x02 \x01(\x06H\x00\x88\x01\x01\x42\t\n\x07_parent\"\x17\n\x07Removed\x12\x0c\n\x04keys\x18\x01 \x03(\x06\"\t\n\x07\x43leared\">\n\nKvEventAck\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0e\n\x06resync\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t2G\n\x05\x46leet\x12>\n\x04Join\x12\x18.homing.v1.WorkerMessage\x1a\x18.homing.v1.RouterMessage(\x01\x30\x01\x32I\n\x08KvEvents\x12=\n\x07Publish\x12\x17.homing.v1.KvEventBatch\x1a\x15.homing.v1.KvEventAck(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19homing/protos/fleet.proto\x12\thoming.v1\x1a\x1ahoming/protos/common.proto\"\x8a\x01\n\rWorkerMessage\x12!\n\x05hello\x18\x01 \x01(\x0b\x32\x10.homing.v1.HelloH\x00\x12%\n\x04load\x18\x02 \x01(\x0b\x32\x15.homing.v1.LoadReportH\x00\x12\'\n\x08\x64raining\x18\x03 \x01(\x0b\x32\x13.homing.v1.DrainingH\x00\x42\x06\n\x04what\"\xe4\x03\n\x05Hello\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\x0c\n\x04site\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x37\n\x0c\x61\x64\x64ress_from\x18\x06 \x03(\x0b\x32!.homing.v1.Hello.AddressFromEntry\x12\x14\n\x0c\x62lock_tokens\x18\x07 \x01(\r\x12\x15\n\rkv_blocks_max\x18\x08 \x01(\r\x12\x14\n\x0crequests_max\x18\t \x01(\r\x12\x11\n\tkv_format\x18\n \x01(\t\x12\x1a\n\x12kv_bytes_per_token\x18\x0b \x01(\r\x12\x0e\n\x06layers\x18\x0c \x01(\r\x12\x16\n\x0e\x63ontext_tokens\x18\r \x01(\r\x12\x19\n\x11vocabulary_tokens\x18\x0e \x01(\r\x12\x13\n\x0bprefill_a_s\x18\x0f \x01(\x01\x12\x13\n\x0bprefill_b_s\x18\x10 \x01(\x01\x12\x13\n\x0bprefill_q_s\x18\x11 \x01(\x01\x12+\n\x08measured\x18\x12 \x03(\x0b\x32\x19.homing.v1.PrefillOutcome\x1a\x32\n\x10\x41\x64\x64ressFromEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"o\n\nLoadReport\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x1d\n\x15queued_prefill_tokens\x18\x02 \x01(\r\x12\x18\n\x10running_requests\x18\x03 \x01(\r\x12\x16\n\x0ekv_blocks_used\x18\x04 \x01(\r\"\n\n\x08\x44raining\">\n\rRouterMessage\x12%\n\x07welcome\x18\x01 \x01(\x0b\x32\x12.homing.v1.WelcomeH\x00\x42\x06\n\x04what\"!\n\x07Welcome\x12\x16\n\x0ereport_every_s\x18\x01 \x01(\x01\"W\n\x0cKvEventBatch\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\"\n\x06\x65vents\x18\x03 \x03(\x0b\x32\x12.homing.v1.KvEvent\"\x92\x01\n\x07KvEvent\x12#\n\x06stored\x18\x01 \x01(\x0b\x32\x11.homing.v1.StoredH\x00\x12%\n\x07removed\x18\x02 \x01(\x0b\x32\x12.homing.v1.RemovedH\x00\x12%\n\x07\x63leared\x18\x03 \x01(\x0b\x32\x12.homing.v1.ClearedH\x00\x12\x0c\n\x04tier\x18\x04 \x01(\tB\x06\n\x04what\"6\n\x06Stored\x12\x0c\n\x04keys\x18\x01 \x03(\x06\x12\x13\n\x06parent\x18\x02 \x01(\x06H\x00\x88\x01\x01\x42\t\n\x07_parent\"\x17\n\x07Removed\x12\x0c\n\x04keys\x18\x01 \x03(\x06\"\t\n\x07\x43leared\">\n\nKvEventAck\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0e\n\x06resync\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t2G\n\x05\x46leet\x12>\n\x04Join\x12\x18.homing.v1.WorkerMessage\x1a\x18.homing.v1.RouterMessage(\x01\x30\x01\x32I\n\x08KvEvents\x12=\n\x07Publish\x12\x17.homing.v1.KvEventBatch\x1a\x15.homing.v1.KvEventAck(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,34 +34,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_HELLO_ADDRESSFROMENTRY']._loaded_options = None
   _globals['_HELLO_ADDRESSFROMENTRY']._serialized_options = b'8\001'
-  _globals['_WORKERMESSAGE']._serialized_start=41
-  _globals['_WORKERMESSAGE']._serialized_end=179
-  _globals['_HELLO']._serialized_start=182
-  _globals['_HELLO']._serialized_end=621
-  _globals['_HELLO_ADDRESSFROMENTRY']._serialized_start=571
-  _globals['_HELLO_ADDRESSFROMENTRY']._serialized_end=621
-  _globals['_LOADREPORT']._serialized_start=623
-  _globals['_LOADREPORT']._serialized_end=734
-  _globals['_DRAINING']._serialized_start=736
-  _globals['_DRAINING']._serialized_end=746
-  _globals['_ROUTERMESSAGE']._serialized_start=748
-  _globals['_ROUTERMESSAGE']._serialized_end=810
-  _globals['_WELCOME']._serialized_start=812
-  _globals['_WELCOME']._serialized_end=845
-  _globals['_KVEVENTBATCH']._serialized_start=847
-  _globals['_KVEVENTBATCH']._serialized_end=934
-  _globals['_KVEVENT']._serialized_start=937
-  _globals['_KVEVENT']._serialized_end=1083
-  _globals['_STORED']._serialized_start=1085
-  _globals['_STORED']._serialized_end=1139
-  _globals['_REMOVED']._serialized_start=1141
-  _globals['_REMOVED']._serialized_end=1164
-  _globals['_CLEARED']._serialized_start=1166
-  _globals['_CLEARED']._serialized_end=1175
-  _globals['_KVEVENTACK']._serialized_start=1177
-  _globals['_KVEVENTACK']._serialized_end=1239
-  _globals['_FLEET']._serialized_start=1241
-  _globals['_FLEET']._serialized_end=1312
-  _globals['_KVEVENTS']._serialized_start=1314
-  _globals['_KVEVENTS']._serialized_end=1387
+  _globals['_WORKERMESSAGE']._serialized_start=69
+  _globals['_WORKERMESSAGE']._serialized_end=207
+  _globals['_HELLO']._serialized_start=210
+  _globals['_HELLO']._serialized_end=694
+  _globals['_HELLO_ADDRESSFROMENTRY']._serialized_start=644
+  _globals['_HELLO_ADDRESSFROMENTRY']._serialized_end=694
+  _globals['_LOADREPORT']._serialized_start=696
+  _globals['_LOADREPORT']._serialized_end=807
+  _globals['_DRAINING']._serialized_start=809
+  _globals['_DRAINING']._serialized_end=819
+  _globals['_ROUTERMESSAGE']._serialized_start=821
+  _globals['_ROUTERMESSAGE']._serialized_end=883
+  _globals['_WELCOME']._serialized_start=885
+  _globals['_WELCOME']._serialized_end=918
+  _globals['_KVEVENTBATCH']._serialized_start=920
+  _globals['_KVEVENTBATCH']._serialized_end=1007
+  _globals['_KVEVENT']._serialized_start=1010
+  _globals['_KVEVENT']._serialized_end=1156
+  _globals['_STORED']._serialized_start=1158
+  _globals['_STORED']._serialized_end=1212
+  _globals['_REMOVED']._serialized_start=1214
+  _globals['_REMOVED']._serialized_end=1237
+  _globals['_CLEARED']._serialized_start=1239
+  _globals['_CLEARED']._serialized_end=1248
+  _globals['_KVEVENTACK']._serialized_start=1250
+  _globals['_KVEVENTACK']._serialized_end=1312
+  _globals['_FLEET']._serialized_start=1314
+  _globals['_FLEET']._serialized_end=1385
+  _globals['_KVEVENTS']._serialized_start=1387
+  _globals['_KVEVENTS']._serialized_end=1460
 # @@protoc_insertion_point(module_scope)

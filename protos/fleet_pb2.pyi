@@ -1,3 +1,4 @@
+from homing.protos import common_pb2 as _common_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -17,7 +18,7 @@ class WorkerMessage(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., load: _Optional[_Union[LoadReport, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("worker_id", "model", "role", "site", "address", "address_from", "block_tokens", "kv_blocks_max", "requests_max", "kv_format", "kv_bytes_per_token", "layers", "context_tokens", "vocabulary_tokens", "prefill_a_s", "prefill_b_s", "prefill_q_s")
+    __slots__ = ("worker_id", "model", "role", "site", "address", "address_from", "block_tokens", "kv_blocks_max", "requests_max", "kv_format", "kv_bytes_per_token", "layers", "context_tokens", "vocabulary_tokens", "prefill_a_s", "prefill_b_s", "prefill_q_s", "measured")
     class AddressFromEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -42,6 +43,7 @@ class Hello(_message.Message):
     PREFILL_A_S_FIELD_NUMBER: _ClassVar[int]
     PREFILL_B_S_FIELD_NUMBER: _ClassVar[int]
     PREFILL_Q_S_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     model: str
     role: str
@@ -59,7 +61,8 @@ class Hello(_message.Message):
     prefill_a_s: float
     prefill_b_s: float
     prefill_q_s: float
-    def __init__(self, worker_id: _Optional[str] = ..., model: _Optional[str] = ..., role: _Optional[str] = ..., site: _Optional[str] = ..., address: _Optional[str] = ..., address_from: _Optional[_Mapping[str, str]] = ..., block_tokens: _Optional[int] = ..., kv_blocks_max: _Optional[int] = ..., requests_max: _Optional[int] = ..., kv_format: _Optional[str] = ..., kv_bytes_per_token: _Optional[int] = ..., layers: _Optional[int] = ..., context_tokens: _Optional[int] = ..., vocabulary_tokens: _Optional[int] = ..., prefill_a_s: _Optional[float] = ..., prefill_b_s: _Optional[float] = ..., prefill_q_s: _Optional[float] = ...) -> None: ...
+    measured: _containers.RepeatedCompositeFieldContainer[_common_pb2.PrefillOutcome]
+    def __init__(self, worker_id: _Optional[str] = ..., model: _Optional[str] = ..., role: _Optional[str] = ..., site: _Optional[str] = ..., address: _Optional[str] = ..., address_from: _Optional[_Mapping[str, str]] = ..., block_tokens: _Optional[int] = ..., kv_blocks_max: _Optional[int] = ..., requests_max: _Optional[int] = ..., kv_format: _Optional[str] = ..., kv_bytes_per_token: _Optional[int] = ..., layers: _Optional[int] = ..., context_tokens: _Optional[int] = ..., vocabulary_tokens: _Optional[int] = ..., prefill_a_s: _Optional[float] = ..., prefill_b_s: _Optional[float] = ..., prefill_q_s: _Optional[float] = ..., measured: _Optional[_Iterable[_Union[_common_pb2.PrefillOutcome, _Mapping]]] = ...) -> None: ...
 
 class LoadReport(_message.Message):
     __slots__ = ("sequence", "queued_prefill_tokens", "running_requests", "kv_blocks_used")

@@ -9,8 +9,9 @@ from functools import partial
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from homing.protos import fleet_pb2, worker_pb2, worker_pb2_grpc
+from homing.protos import common_pb2, fleet_pb2, worker_pb2, worker_pb2_grpc
 
+from .calibration import calibrate
 from .engine.kvcache import KvEvent
 from .membership import Membership
 from .model.weights import LoadedModel, load_model
@@ -54,6 +55,8 @@ class WorkerSettings:
     connections: int = 1
     congestion: str | None = None
     inline: bool = False
+    calibrate: bool = True
+    """Whether to measure the model's speed before joining."""
     prior: tuple[float, float, float] | None = None
     """First guess of the prefill coefficients a_s, b_s, q_s."""
 
@@ -66,6 +69,7 @@ class WorkerProcess:
         self._loaded = loaded
         self._server: grpc.aio.Server | None = None
         self._members: list[Membership] = []
+        self._measured: list[common_pb2.PrefillOutcome] = []
         self.runtime: WorkerRuntime
         self.port = 0
 
@@ -84,6 +88,9 @@ class WorkerProcess:
             load = partial(load_model, dtype=settings.dtype, threads=settings.threads, device=settings.device)
             loaded = await asyncio.to_thread(load, settings.source)
         kv = loaded.kv_tensor(blocks=settings.kv_blocks_max, block_tokens=settings.block_tokens)
+        if settings.calibrate:
+            measure = partial(calibrate, loaded.model, kv, settings.id, vocab_tokens=loaded.config.vocab_tokens)
+            self._measured = await asyncio.to_thread(measure)
         self._data = DataServer(kv, host=settings.host, port=settings.data_port)
         await self._data.start()
         transport = SocketSettings(connections=settings.connections, congestion=settings.congestion)
@@ -183,6 +190,7 @@ class WorkerProcess:
             prefill_a_s=a_s,
             prefill_b_s=b_s,
             prefill_q_s=q_s,
+            measured=self._measured,
         )
 
 

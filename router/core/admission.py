@@ -13,7 +13,6 @@ from .types import Request, RequestId
 
 _Order = tuple[int, float, float, RequestId]
 _NEVER_S = float("inf")
-_LAST_ID = RequestId("\U0010ffff")
 
 
 class Admission:
@@ -58,8 +57,11 @@ class Admission:
 
     def expired(self, now: float) -> list[Request]:
         """Take out everything whose deadline has passed."""
-        late = [request for _, request in self._deadlines.irange(maximum=(now, _LAST_ID))]
-        return [found for request in late if (found := self.remove(request)) is not None]
+        late: list[Request] = []
+        while self._deadlines and self._deadlines[0][0] <= now:
+            late.append(self._waiting[self._deadlines[0][1]])
+            self.remove(late[-1].id)
+        return late
 
     def next_deadline_s(self) -> float | None:
         """When the next request that waits will be too late."""

@@ -42,8 +42,8 @@ def describe_move(move: Move) -> str:
 
 
 def _table(plans: Iterable[Plan]) -> list[str]:
-    rows = [["plan", *(term.removesuffix("_s") for term in _TERMS)]]
-    rows += [[plan.kind, *(_seconds(getattr(plan.estimate, term)) for term in _TERMS)] for plan in plans]
+    head = ["plan", *(term.removesuffix("_s") for term in _TERMS)]
+    rows = [head, *([plan.kind, *(_seconds(getattr(plan.estimate, term)) for term in _TERMS)] for plan in plans)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
 

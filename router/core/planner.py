@@ -103,7 +103,7 @@ class _Search:
 
     def _remote(self, prefillers: list[WorkerState], decoders: list[WorkerState]) -> None:
         """One worker computes, another decodes; stops where preparing alone takes longer than the best plan."""
-        nearest_s = min(self._pricer.network_s(worker) for worker in decoders)
+        nearest_s = min(self._pricer.network_s(worker) for worker in decoders) / 2
         end_tokens = self._pricer.reusable * self._question.profile.block_tokens
         prepared = [way for worker in prefillers for way in self._preparations(worker, end_tokens)]
         wanting = [(w, self._question.held(w)) for w in decoders if not self._question.needs_no_prefill(w)]

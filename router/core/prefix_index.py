@@ -59,6 +59,15 @@ class _Node:
         if self._siblings:
             yield from self._siblings
 
+    def is_above(self, other: "_Node") -> bool:
+        """Whether `other` is this block or below it; a block without children has only itself to ask about."""
+        if self._child is None and not self._siblings:
+            return other is self
+        walked: _Node | None = other
+        while walked is not None and walked is not self:
+            walked = walked.parent
+        return walked is self
+
     def children_of(self, holder_bit: int) -> int:
         """How many children a holder has."""
         return sum(1 for child in self.children() if child.holders & holder_bit)
@@ -95,8 +104,8 @@ class PrefixIndex:
     def stored(self, holder: int, keys: Iterable[BlockKey], parent: BlockKey | None = None) -> None:
         """Holder now has `keys`, a chain below `parent` (None: the first is a prompt's first block).
 
-        Runtime complexity: O(number of keys). Raises EventError when a key was known under another parent: two
-        prefixes cannot have one key, so one of the two tellers is wrong.
+        Runtime complexity: O(number of keys). Raises EventError when a key was known under another parent, or would
+        be its own ancestor: two prefixes cannot have one key, so one of the tellers is wrong.
 
         >>> index = PrefixIndex()
         >>> index.stored(0, [BlockKey(7), BlockKey(8)])
@@ -109,6 +118,8 @@ class PrefixIndex:
             self._attach(node, above)
             self._hold(holder, node)
             above = node
+        if above is not None:
+            self._prune(above)
 
     def removed(self, holder: int, keys: Iterable[BlockKey]) -> None:
         """Holder no longer has `keys`; unknown ones are ignored. Runtime complexity: O(keys and their children)."""
@@ -194,16 +205,18 @@ class PrefixIndex:
             if node.parent is not above:
                 raise self._contradiction(node, above)
             return
+        if above is not None and node.is_above(above):
+            raise self._contradiction(node, above)
         node.parent_known = True
-        if above is None:
-            return
         node.parent = above
-        above.add_child(node)
-        for holder in iter_bits(node.holders & ~above.holders):
-            self._set_torn(holder, self._torn.get(holder, 0) + 1)
+        if above is not None:
+            above.add_child(node)
 
     def _contradiction(self, node: _Node, above: _Node | None) -> EventError:
-        known = "none" if node.parent is None else f"{node.parent.key:#x}"
+        if not node.parent_known:
+            known = "not its own descendant"
+        else:
+            known = "none" if node.parent is None else f"{node.parent.key:#x}"
         told = "none" if above is None else f"{above.key:#x}"
         if above is not None:
             self._prune(above)

@@ -15,7 +15,11 @@ from .topology import Topology
 from .types import Estimate, ModelProfile, Move, MoveKind, Plan, PlanKind, Request, Site
 
 SETUP_ROUND_TRIPS = 3.0
-"""Asking the source for an offer, connecting to its data plane, and presenting the ticket until the first byte comes."""
+"""Asking the source for an offer, connecting to its data plane, presenting the ticket until the first byte comes."""
+
+
+SPLIT_TOKENS_MIN = 128
+"""A split must let each side contribute this much: with less, what is won is lost again to the passes that it needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +90,14 @@ class Pricer:
         self.priced = 0
 
     def network_s(self, worker: WorkerState) -> float:
-        """From the door to the decode worker and back with the first token, and the overhead of any dispatch."""
-        return self.topology.rate(self._entry, worker.worker.site).rtt_s + self._overhead_s
+        """From the door to a worker and back with the first token, and the overhead of any dispatch."""
+        return self._round_s(worker, worker)
+
+    def _round_s(self, there: WorkerState, back: WorkerState) -> float:
+        """Half a round trip to `there`, half a one from `back`; what travels between the two is priced apart."""
+        rtt_there_s = self.topology.rate(self._entry, there.worker.site).rtt_s
+        rtt_back_s = self.topology.rate(self._entry, back.worker.site).rtt_s
+        return (rtt_there_s + rtt_back_s) / 2 + self._overhead_s
 
     def transfer_s(self, source: Site, target: Site, moved_bytes: int) -> float:
         """`setup + bytes/share`: the share is what the link gives one more flow beside those in flight."""
@@ -126,10 +136,10 @@ class Pricer:
     def split(self, worker: WorkerState, held: int, source: Source, end_tokens: int) -> Preparation | None:
         """`worker` computes from the front while blocks arrive from the back of what `source` has, until they meet.
 
-        None where they would not meet inside: the transfer is done before a block was computed, or the other way round.
+        None where one side would contribute less than SPLIT_TOKENS_MIN: then it is a fetch, or not worth one.
         """
         have = min(source.blocks, self.reusable)
-        if self.profile.state_bytes or have - held < 2:
+        if self.profile.state_bytes:
             return None
         queue_s = self.fleet.queue_s(worker, self.now)
         sites = (source.state.worker.site, worker.worker.site)
@@ -143,7 +153,7 @@ class Pricer:
             seconds_per_token=self.profile.bytes_per_token / share,
         )
         meet = round(meet_tokens / block_tokens)
-        if not held < meet < have:
+        if min(meet - held, have - meet) * block_tokens < SPLIT_TOKENS_MIN:
             return None
         moved = self._moved_bytes(have - meet)
         head_s = worker.rate.prefill_s(held * block_tokens, meet * block_tokens)
@@ -202,7 +212,7 @@ class Pricer:
         toll_s = self.tolls.link_s(self.topology, *sites, shipped) + self.tolls.compute_s(decode.worker.id, tail_s)
         move = self._move(MoveKind.SHIP, prepared.worker, decode, held, self.reusable, shipped)
         estimate = Estimate(
-            network_s=self.network_s(decode),
+            network_s=self._round_s(prepared.worker, decode),
             queue_s=prepared.queue_s,
             fetch_s=prepared.fetch_s,
             prefill_s=prepared.prefill_s + tail_s,

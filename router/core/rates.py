@@ -7,7 +7,7 @@ Rule 1: a measurement teaches; a prediction never does.
 Rule 2: one absurd measurement moves a belief by a bounded step, several in a row move it all the way.
 """
 
-from math import exp, log
+from math import exp, isfinite, log
 
 from .types import PrefillPrior
 
@@ -19,6 +19,8 @@ STEP_MAX = log(2.0)
 """Once settled, one measurement counts as at most this far (a factor of two) from the belief."""
 SETTLED_AFTER = 3
 """Measurements after which a belief is settled, and an outlier is no longer taken at its word."""
+ABSURD = 1e4
+"""A prefill this many times slower or quicker than its prior is a broken clock; fitting it would lose all digits."""
 
 
 class LearnedScale:
@@ -38,8 +40,8 @@ class LearnedScale:
         return exp(self._log_value)
 
     def learn(self, measured: float) -> None:
-        """Move towards one measurement (positive; others are ignored: they are clock noise, not speeds)."""
-        if measured <= 0:
+        """Move towards one measurement (positive, finite; others are ignored: they are clock noise, not speeds)."""
+        if measured <= 0 or not isfinite(measured):
             return
         step = log(measured) - self._log_value
         if self.samples >= SETTLED_AFTER:
@@ -83,12 +85,14 @@ class PrefillRate:
         return a + new * (b + q * (end_tokens + cached_tokens))
 
     def learn(self, cached_tokens: int, end_tokens: int, seconds: float) -> None:
-        """Learn from one measured prefill (zero tokens or seconds teach nothing)."""
+        """Learn from one measured prefill (nothing computed and absurd times teach nothing)."""
         new = end_tokens - cached_tokens
-        if new <= 0 or seconds <= 0:
+        if new <= 0:
             return
         features = (1.0, float(new), float(new * (end_tokens + cached_tokens)))
         at_prior = sum(p * x for p, x in zip(self._prior, features, strict=True))
+        if not at_prior / ABSURD < seconds < at_prior * ABSURD:
+            return
         self._level.learn(seconds / at_prior)
         surprise = abs(log(seconds / self.prefill_s(cached_tokens, end_tokens)))
         trust = min(1.0, STEP_MAX / surprise) if self.samples >= SETTLED_AFTER and surprise > 0 else 1.0

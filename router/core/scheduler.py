@@ -86,7 +86,7 @@ class _Attempts:
     """What was tried for a request before."""
 
     count: int = 0
-    failed: list[WorkerId] = field(default_factory=list)
+    failed: set[WorkerId] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +253,7 @@ class Scheduler:
 
     def _choose(self, request: Request) -> tuple[list[Plan], int] | None:
         """Ask the policy, first without the workers that failed this request, then, if nobody is left, with them."""
-        failed = self._attempts[request.id].failed if request.id in self._attempts else []
+        failed = self._attempts[request.id].failed if request.id in self._attempts else set()
         states = [state for name in failed if (state := self.fleet.get(name)) is not None]
         excluded = sum(state.mask for state in states)
         question = self.question(request, excluded=excluded)
@@ -334,8 +334,10 @@ class Scheduler:
         return []
 
     def _ended(self, request: RequestId) -> list[Command]:
+        if self._unbook(request) is None:
+            return []
         self._attempts.pop(request, None)
-        return self._pump() if self._unbook(request) is not None else []
+        return self._pump()
 
     def _cancelled(self, request: RequestId) -> list[Command]:
         self._attempts.pop(request, None)
@@ -359,12 +361,12 @@ class Scheduler:
             retry_s = self.limits.retry_after_s
             return [*self._give_up(request, RejectReason.RETRIES_SPENT, detail, retry_s), *self._pump()]
         if event.worker_id is not None:
-            attempts.failed.append(event.worker_id)
+            attempts.failed.add(event.worker_id)
         return [*self._place_or_wait(request), *self._pump()]
 
     def _pump(self) -> list[Command]:
-        """Serve those who wait, in order, as far as there is room (I7)."""
-        commands: list[Command] = []
+        """Serve those who wait, in order, as far as there is room (I7); who waited too long is told no."""
+        commands = self._expire()
         misses = 0
         for request in self.admission:
             placed = self._place(request)
@@ -375,6 +377,13 @@ class Scheduler:
                 misses += 1
                 if misses > self.limits.backfill_max:
                     break
+        return commands
+
+    def _expire(self) -> list[Command]:
+        commands: list[Command] = []
+        for request in self.admission.expired(self._now):
+            detail = "its deadline passed while it waited for room"
+            commands += self._give_up(request, RejectReason.DEADLINE_PASSED, detail, self.limits.retry_after_s)
         return commands
 
     def _give_up(
@@ -456,9 +465,6 @@ class Scheduler:
 
     def _timer_fired(self) -> list[Command]:
         commands: list[Command] = []
-        for request in self.admission.expired(self._now):
-            detail = "its deadline passed while it waited for room"
-            commands += self._give_up(request, RejectReason.DEADLINE_PASSED, detail, self.limits.retry_after_s)
         while self._leases and self._leases[0][0] <= self._now:
             request_id = self._leases[0][1]
             self._attempts.pop(request_id, None)

@@ -118,6 +118,7 @@ class WorkerSection(_Section, frozen=True):
     connections: Annotated[int, Meta(ge=1, le=64)] = 1
     congestion: str | None = None
     inline: bool = False
+    calibrate: bool = True
     prior: PriorSection | None = None
     address_from: dict[Name, Address] = {}
     data_address_from: dict[Name, Address] = {}

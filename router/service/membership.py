@@ -13,7 +13,7 @@ from homing.router.core.types import ModelName, Worker, WorkerId
 
 from .config import Config
 from .driver import Driver
-from .wire import FleetServicer, KvEventsServicer, cache_events, fleet_pb2, load_of, profile_of, worker_of
+from .wire import FleetServicer, KvEventsServicer, cache_events, fleet_pb2, load_of, measured_of, profile_of, worker_of
 from .workers import Workers
 
 log = logging.getLogger(__name__)
@@ -76,6 +76,8 @@ class FleetService(FleetServicer):
             self._lost(worker.id, "it joined again")
         self._workers.add(first.hello)
         self._driver.feed(WorkerJoined(worker=worker))
+        for event in measured_of(first.hello):
+            self._driver.feed(event)
         log.info("worker %s joined: %s in %s, model %s", worker.id, worker.role, worker.site, worker.model)
         return worker
 

@@ -287,16 +287,22 @@ def outcome_events(
         )
         for done in transfers
     ]
-    events += [
-        PrefillMeasured(
-            worker_id=WorkerId(part.worker),
-            cached_tokens=part.computed_from_tokens,
-            end_tokens=part.computed_to_tokens,
-            seconds=part.compute_s,
-        )
-        for part in prefills
-    ]
+    events += [_prefill_measured(WorkerId(part.worker), part) for part in prefills]
     return events
+
+
+def measured_of(hello: fleet_pb2.Hello) -> list[Event]:
+    """What a worker measured of itself when it started."""
+    return [_prefill_measured(WorkerId(hello.worker_id), part) for part in hello.measured]
+
+
+def _prefill_measured(worker: WorkerId, part: common_pb2.PrefillOutcome) -> PrefillMeasured:
+    return PrefillMeasured(
+        worker_id=worker,
+        cached_tokens=part.computed_from_tokens,
+        end_tokens=part.computed_to_tokens,
+        seconds=part.compute_s,
+    )
 
 
 def metadata_of(context: Any) -> dict[str, str]:

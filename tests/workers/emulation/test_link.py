@@ -155,7 +155,7 @@ def test_a_message_after_a_stalled_loop_takes_nothing_from_the_backlog() -> None
         assert isinstance(loop, _VirtualLoop)
         for _ in range(15):
             await asyncio.sleep(0.01)
-            loop.stall(0.005)
+            loop.stall(0.006)
             await message.send(b"ping")
             message.delivered(len(await message.receive()))
         await asyncio.gather(*tasks)

@@ -1,0 +1,123 @@
+"""The demo's world: three sites, five workers, and the links between them, as they are and as the router is told.
+
+The router's beliefs about links are wrong on purpose, the same for all: what it knows better at the end, it has learned.
+"""
+
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from homing.router.service.config import Config, parse_config
+from homing.workers.emulation import EmulatedLink, Wan
+
+HOME = "amsterdam"
+ROUTER_ID = "router"
+MBIT = 1e6 / 8
+
+TRUE_LINKS = (
+    ("amsterdam", "frankfurt", 1000 * MBIT, 0.010),
+    ("amsterdam", "virginia", 300 * MBIT, 0.080),
+    ("frankfurt", "virginia", 400 * MBIT, 0.090),
+)
+"""(one end, other end, bytes per second each way, round trip in seconds)."""
+BELIEVED_BYTES_PER_S = 40e6
+BELIEVED_RTT_S = 0.040
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """One worker of the demo."""
+
+    id: str
+    site: str
+    role: str
+    threads: int
+    kv_blocks: int
+    requests_max: int
+
+
+PLACES = (
+    Place(id="ams-1", site="amsterdam", role="both", threads=1, kv_blocks=400, requests_max=1),
+    Place(id="fra-1", site="frankfurt", role="both", threads=1, kv_blocks=400, requests_max=1),
+    Place(id="fra-p", site="frankfurt", role="prefill", threads=2, kv_blocks=600, requests_max=4),
+    Place(id="vir-d1", site="virginia", role="decode", threads=1, kv_blocks=300, requests_max=1),
+    Place(id="vir-d2", site="virginia", role="decode", threads=1, kv_blocks=300, requests_max=1),
+)
+
+
+def true_links() -> list[EmulatedLink]:
+    """Both directions of every true link."""
+    return [
+        EmulatedLink(source=source, target=target, bytes_per_s=rate, delay_s=rtt_s / 2)
+        for one, other, rate, rtt_s in TRUE_LINKS
+        for source, target in ((one, other), (other, one))
+    ]
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody uses at the moment."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+async def lay_out(wan: Wan, model: str) -> Config:
+    """Choose ports, open a gateway for every pair that has to talk across sites, and write it all into one config."""
+    ports = iter(free_ports(2 + 2 * len(PLACES)))
+    router, http = f"127.0.0.1:{next(ports)}", f"127.0.0.1:{next(ports)}"
+    sites = sorted({place.site for place in PLACES})
+    workers = []
+    for place in PLACES:
+        control, data = next(ports), next(ports)
+        far = [site for site in sites if site != place.site]
+        workers.append(
+            {
+                "id": place.id,
+                "site": place.site,
+                "model": model_name(model),
+                "source": model,
+                "role": place.role,
+                "threads": min(place.threads, os.cpu_count() or 1),
+                "kv_blocks_max": place.kv_blocks,
+                "requests_max": place.requests_max,
+                "step_tokens_max": 512,
+                "listen": f"127.0.0.1:{control}",
+                "data_port": data,
+                "routers": [router if place.site == HOME else await _gateway(wan, place.site, HOME, router)],
+                "address_from": {site: await _gateway(wan, site, place.site, f"127.0.0.1:{control}") for site in far},
+                "data_address_from": {site: await _gateway(wan, site, place.site, f"127.0.0.1:{data}") for site in far},
+            }
+        )
+    return parse_config(yaml.safe_dump(_config(model, router, http, sites, workers)), where="demo")
+
+
+def model_name(source: str) -> str:
+    """The name under which the demo's requests ask for the model."""
+    return source.rstrip("/").rsplit("/", 1)[-1].replace(":", "-").removesuffix(".gguf") or "model"
+
+
+def _config(model: str, router: str, http: str, sites: list[str], workers: list[dict[str, Any]]) -> dict[str, Any]:
+    links = [
+        {"source": one, "target": other, "bytes_per_s": BELIEVED_BYTES_PER_S, "rtt_s": BELIEVED_RTT_S}
+        for one, other, _, _ in TRUE_LINKS
+    ]
+    return {
+        "router": {"site": HOME, "listen": router, "http": http},
+        "sites": [{"name": site} for site in sites],
+        "links": links,
+        "models": [{"name": model_name(model), "tokenizer": model}],
+        "workers": workers,
+    }
+
+
+async def _gateway(wan: Wan, from_site: str, to_site: str, address: str) -> str:
+    host, _, port = address.rpartition(":")
+    gateway_host, gateway_port = await wan.open_gateway(from_site, to_site, host, int(port))
+    return f"{gateway_host}:{gateway_port}"

@@ -1,0 +1,161 @@
+"""What the demo shows at its end: each request, each link, and what was saved."""
+
+import json
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from homing.protos import router_pb2
+from homing.router.core.types import PlanKind
+from homing.router.service.wire import MOVE_KIND_NAMES, PLAN_KIND_NAMES
+from rich.console import Console
+from rich.table import Table
+
+from .fleet import BELIEVED_BYTES_PER_S, TRUE_LINKS
+from .play import Played
+
+
+def requests_table(played: list[Played]) -> Table:
+    """One row per request: the plan, where, what was reused and moved, predicted and measured TTFT, the check."""
+    table = Table(title="requests", title_justify="left")
+    for name, justify in (
+        ("request", "left"),
+        ("plan", "left"),
+        ("where", "left"),
+        ("prompt", "right"),
+        ("from caches", "right"),
+        ("moved", "right"),
+        ("TTFT predicted", "right"),
+        ("measured", "right"),
+        ("recomputed", "right"),
+        ("same tokens", "left"),
+    ):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]  # a literal type that strings do not have
+    for one in played:
+        assert one.summary is not None
+        table.add_row(
+            one.step.name,
+            _kind(one),
+            _where(one),
+            str(one.summary.prompt_tokens),
+            str(one.summary.hit_tokens),
+            f"{_moved_bytes(one) / 1e6:.1f} MB" if _moved_bytes(one) else "-",
+            f"{one.summary.predicted_ttft_s:.2f} s",
+            f"{one.summary.ttft_s:.2f} s",
+            f"{one.recomputed_ttft_s:.2f} s",
+            "[green]yes[/green]" if one.same_tokens else "[red]NO[/red]",
+        )
+    return table
+
+
+def links_table(fleet: router_pb2.GetFleetReply) -> Table:
+    """Each link that moved blocks: what was believed at first, what was learned, what is true."""
+    table = Table("link", "told", "learned", "true", "error", "transfers", title="links", title_justify="left")
+    for name, learned, true, samples in learned_links(fleet):
+        error = learned / true - 1
+        table.add_row(
+            name,
+            f"{BELIEVED_BYTES_PER_S / 1e6:.0f} MB/s",
+            f"{learned / 1e6:.1f} MB/s",
+            f"{true / 1e6:.1f} MB/s",
+            f"{error:+.0%}",
+            str(samples),
+        )
+    return table
+
+
+def learned_links(fleet: router_pb2.GetFleetReply) -> list[tuple[str, float, float, int]]:
+    """(link, learned bytes/s, true bytes/s, samples) of links between sites that carried blocks."""
+    true = {}
+    for one, other, rate, _ in TRUE_LINKS:
+        true[one, other] = true[other, one] = rate
+    return [
+        (f"{link.source} -> {link.target}", link.bytes_per_s, true[link.source, link.target], link.samples)
+        for link in fleet.links
+        if (link.source, link.target) in true and link.samples
+    ]
+
+
+def summary(played: list[Played]) -> dict[str, Any]:
+    """The figures of a whole run."""
+    ends = [one.summary for one in played if one.summary is not None]
+    errors = [abs(end.predicted_ttft_s - end.ttft_s) / end.ttft_s for end in ends]
+    return {
+        "requests": len(played),
+        "same_tokens": sum(bool(one.same_tokens) for one in played),
+        "plans": {kind.value: sum(_kind(one) == kind for one in played) for kind in PlanKind},
+        "prompt_tokens": sum(end.prompt_tokens for end in ends),
+        "prefill_tokens_saved": sum(end.hit_tokens for end in ends),
+        "moved_bytes": sum(_moved_bytes(one) for one in played),
+        "ttft_s": sum(end.ttft_s for end in ends),
+        "recomputed_ttft_s": sum(one.recomputed_ttft_s for one in played),
+        "ttft_error_median": median(errors),
+        "ttft_error_median_second_half": median(errors[len(errors) // 2 :]),
+    }
+
+
+def show(console: Console, played: list[Played], fleet: router_pb2.GetFleetReply) -> None:
+    """Print tables and sums."""
+    figures = summary(played)
+    console.print(requests_table(played))
+    console.print(links_table(fleet))
+    saved, asked = figures["prefill_tokens_saved"], figures["prompt_tokens"]
+    console.print(
+        f"[bold]{figures['same_tokens']} of {figures['requests']} answers have the very tokens that one worker computes "
+        "from nothing.[/bold]"
+    )
+    console.print(
+        f"Saved: {saved} of {asked} prompt tokens were not computed ({saved / asked:.0%}); "
+        f"{figures['moved_bytes'] / 1e6:.0f} MB of KV moved instead."
+    )
+    console.print(
+        f"Waited for first tokens: {figures['ttft_s']:.1f} s in all, against {figures['recomputed_ttft_s']:.1f} s on one "
+        f"worker without a cache, one request after the other."
+    )
+    console.print(f"TTFT was predicted within {figures['ttft_error_median']:.0%} (median).")
+    missing = [kind for kind, count in figures["plans"].items() if not count]
+    if missing:
+        console.print(f"[yellow]Not chosen this time: {', '.join(missing)} (no request made it the cheapest).[/yellow]")
+
+
+def write_json(path: Path, played: list[Played], fleet: router_pb2.GetFleetReply) -> None:
+    """Everything that was shown, for machines."""
+    rows = [
+        {
+            "request": one.step.name,
+            "plan": _kind(one),
+            "where": _where(one),
+            "predicted_ttft_s": one.summary.predicted_ttft_s,
+            "ttft_s": one.summary.ttft_s,
+            "recomputed_ttft_s": one.recomputed_ttft_s,
+            "prompt_tokens": one.summary.prompt_tokens,
+            "hit_tokens": one.summary.hit_tokens,
+            "moved_bytes": _moved_bytes(one),
+            "same_tokens": one.same_tokens,
+            "tokens": one.tokens,
+        }
+        for one in played
+        if one.summary is not None
+    ]
+    links = [
+        {"link": name, "learned_bytes_per_s": learned, "true_bytes_per_s": true, "samples": samples}
+        for name, learned, true, samples in learned_links(fleet)
+    ]
+    path.write_text(json.dumps({"summary": summary(played), "requests": rows, "links": links}, indent=2) + "\n")
+
+
+def _kind(played: Played) -> str:
+    assert played.decision is not None
+    return PLAN_KIND_NAMES[played.decision.plan.kind]
+
+
+def _where(played: Played) -> str:
+    assert played.decision is not None
+    plan = played.decision.plan
+    steps = [f"{move.source} {MOVE_KIND_NAMES[move.kind]} {move.target}" for move in plan.moves]
+    return "; ".join(steps) or plan.decode
+
+
+def _moved_bytes(played: Played) -> int:
+    assert played.summary is not None
+    return sum(done.bytes for done in played.summary.transfers)

@@ -1,0 +1,126 @@
+"""`homing demo` from start to end."""
+
+import asyncio
+import tempfile
+import time
+from pathlib import Path
+
+import grpc
+import msgspec
+import yaml
+from homing.protos import router_pb2
+from homing.protos.router_pb2_grpc import RouterStub
+from homing.router.core.errors import ConfigError
+from homing.router.service.config import Config
+from homing.workers.emulation import Wan
+from homing.workers.model.sources import load_tokenizer
+from rich.console import Console
+
+from ..client import told
+from .fleet import PLACES, TRUE_LINKS, lay_out, true_links
+from .play import Played, Player, recompute
+from .processes import Processes
+from .report import show, write_json
+from .script import STEPS
+
+console = Console(highlight=False)
+
+JOIN_TIMEOUT_S = 180.0
+CHECKER = "fra-p"
+"""The worker that recomputes every answer at the end."""
+
+
+def run_demo(model: str, out: Path | None, *, verbose: bool) -> None:
+    """Run the demo; raises ConfigError for whatever keeps it from running."""
+    model = _available(model)
+    with tempfile.TemporaryDirectory(prefix="homing-demo-") as directory:
+        asyncio.run(_demo(model, Path(directory), out, verbose=verbose))
+
+
+def _available(model: str) -> str:
+    """The model asked for, or the tiny one, with a word about it, when the demo's model is not installed."""
+    try:
+        load_tokenizer(model)
+    except (OSError, ImportError) as error:
+        if model != "smollm2":
+            raise ConfigError(f"--model: {error}") from error
+        console.print(
+            f"[yellow]{error}[/yellow]\n[yellow]Going on with the tiny random model: its answers are noise, but everything else is real.[/yellow]"
+        )
+        return "tiny"
+    return model
+
+
+async def _demo(model: str, directory: Path, out: Path | None, *, verbose: bool) -> None:
+    began_s = time.monotonic()
+    async with Wan(true_links()) as wan, Processes(directory, verbose=verbose) as processes:
+        config = await lay_out(wan, model)
+        _introduce(model)
+        await _start(config, directory, processes)
+        async with grpc.aio.insecure_channel(config.router.listen) as channel:
+            router = RouterStub(channel)
+            await _joined(router, processes)
+            console.print(f"All have joined after {time.monotonic() - began_s:.0f} s.\n")
+            played = await _play(router, config, model)
+            fleet = await router.GetFleet(router_pb2.GetFleetRequest())
+            await _check(config, played)
+    console.print()
+    show(console, played, fleet)
+    console.print(f"The whole demo took {time.monotonic() - began_s:.0f} s.")
+    if out is not None:
+        write_json(out, played, fleet)
+
+
+def _introduce(model: str) -> None:
+    console.print(f"[bold]Three sites on one machine, model {model}[/bold]")
+    for place in PLACES:
+        console.print(f"  {place.site:<10} {place.id:<7} {place.role}")
+    for one, other, rate, rtt_s in TRUE_LINKS:
+        console.print(f"  {one} <-> {other}: {rate / 1e6:.0f} MB/s, {rtt_s * 1e3:.0f} ms round trip")
+    console.print("The router is told one wrong figure for every link. Starting it and five workers ...")
+
+
+async def _start(config: Config, directory: Path, processes: Processes) -> None:
+    file = directory / "config.yaml"
+    file.write_text(yaml.safe_dump(msgspec.to_builtins(config)))
+    await processes.start("router", "serve", "--config", str(file))
+    for worker in config.workers:
+        await processes.start(worker.id, "worker", "--config", str(file), "--id", worker.id)
+
+
+async def _joined(router: RouterStub, processes: Processes) -> None:
+    loop = asyncio.get_running_loop()
+    until_s = loop.time() + JOIN_TIMEOUT_S
+    here = 0
+    while here < len(PLACES):
+        processes.check()
+        if loop.time() > until_s:
+            raise ConfigError(
+                f"only {here} of {len(PLACES)} workers joined within {JOIN_TIMEOUT_S:.0f} s; try --verbose"
+            )
+        await asyncio.sleep(0.3)
+        try:
+            here = len((await router.GetFleet(router_pb2.GetFleetRequest(), timeout=2.0)).workers)
+        except grpc.aio.AioRpcError:
+            here = 0
+
+
+async def _play(router: RouterStub, config: Config, model: str) -> list[Played]:
+    player = Player(router, load_tokenizer(model), config.models[0].name)
+    played = []
+    for step in STEPS:
+        with console.status(f"{step.name}: {step.says}"):
+            one = await player.play(step)
+        assert one.decision is not None
+        console.print(f"[bold]{step.name}[/bold]: {step.says}\n  [dim]{told(one.decision)}[/dim]")
+        played.append(one)
+    with console.status("waiting for the last answers"):
+        await player.finish()
+    return played
+
+
+async def _check(config: Config, played: list[Played]) -> None:
+    address = config.worker(CHECKER).listen
+    for number, one in enumerate(played, start=1):
+        with console.status(f"recomputing every answer on {CHECKER} alone: {number} of {len(played)}"):
+            await recompute(address, one)

@@ -1,0 +1,1 @@
+"""Tests of the pure core; a package, so that they can share `fleets`."""

@@ -1,0 +1,41 @@
+"""What a worker measures of itself when it starts, so that a router need not learn its speed from users' requests."""
+
+import time
+from random import Random
+
+from homing.protos import common_pb2
+
+from .engine.step import SequenceStep, StepPlan
+from .model.kv import KvTensor
+from .model.llama import LlamaModel
+
+RANGES = ((0, 64), (0, 256), (256, 512), (0, 512))
+"""Prefills (first token, end) that together tell overhead, slope and the growth of attention."""
+WARM_UP = (0, 32)
+
+
+def calibrate(model: LlamaModel, kv: KvTensor, worker_id: str, *, vocab_tokens: int) -> list[common_pb2.PrefillOutcome]:
+    """Time a few prefills on random tokens; takes as long as some 1,100 tokens do. Writes into blocks that nobody uses yet."""
+    random = Random(0)  # noqa: S311 - any tokens will do
+    longest = min(kv.blocks * kv.block_tokens, max(end for _, end in RANGES))
+    tokens = tuple(random.randrange(vocab_tokens) for _ in range(longest))
+    outcomes = []
+    for start, end in (WARM_UP, *RANGES):
+        if end > longest:
+            continue
+        step = SequenceStep(
+            request_id="calibration",
+            tokens=tokens[start:end],
+            start=start,
+            block_table=tuple(range(-(-end // kv.block_tokens))),
+            sample=True,
+        )
+        began_s = time.perf_counter()
+        model.forward(StepPlan(steps=(step,)), kv)
+        seconds = time.perf_counter() - began_s
+        if (start, end) != WARM_UP:
+            outcome = common_pb2.PrefillOutcome(
+                worker=worker_id, computed_from_tokens=start, computed_to_tokens=end, compute_s=seconds
+            )
+            outcomes.append(outcome)
+    return outcomes
