@@ -9,13 +9,13 @@ from .engine.step import SequenceStep, StepPlan
 from .model.kv import KvTensor
 from .model.llama import LlamaModel
 
-RANGES = ((0, 64), (0, 256), (256, 512), (0, 512))
+RANGES = ((0, 64), (0, 256), (256, 512), (512, 1024))
 """Prefills (first token, end) that together tell overhead, slope and the growth of attention."""
 WARM_UP = (0, 32)
 
 
 def calibrate(model: LlamaModel, kv: KvTensor, worker_id: str, *, vocab_tokens: int) -> list[common_pb2.PrefillOutcome]:
-    """Time a few prefills on random tokens; takes as long as some 1,100 tokens do. Writes into blocks that nobody uses yet."""
+    """Time a few prefills on random tokens, some 1,100 in all. Writes into blocks, so nobody may use any yet."""
     random = Random(0)  # noqa: S311 - any tokens will do
     longest = min(kv.blocks * kv.block_tokens, max(end for _, end in RANGES))
     tokens = tuple(random.randrange(vocab_tokens) for _ in range(longest))

@@ -20,7 +20,8 @@ from .wire import kv_events
 
 log = logging.getLogger(__name__)
 
-REPORT_EVERY_S = 0.5
+REPORT_EVERY_S = (0.02, 0.5)
+"""Shortest pause between two reports when the load changes, longest when it does not."""
 BACKOFF_S = (0.2, 5.0)
 EVENTS_PER_BATCH = 4096
 EVENTS_WAITING_MAX = 200_000
@@ -43,7 +44,8 @@ class Membership:
         self._events: list[KvEvent] = []
         self._everything_anew = True
         self._changed = asyncio.Event()
-        self._draining = asyncio.Event()
+        self._reporting = asyncio.Event()
+        self._draining = False
         self._task: asyncio.Task[None] | None = None
         self.joined = asyncio.Event()
 
@@ -69,7 +71,12 @@ class Membership:
 
     def drain(self) -> None:
         """Tell the router that this worker wants nothing new."""
-        self._draining.set()
+        self._draining = True
+        self._reporting.set()
+
+    def load_changed(self) -> None:
+        """A request came or ended: report soon."""
+        self._reporting.set()
 
     async def _stay(self) -> None:
         pause_s = BACKOFF_S[0]
@@ -110,6 +117,7 @@ class Membership:
         sequence = 0
         told_draining = False
         while True:
+            self._reporting.clear()
             load = self._load()
             yield fleet_pb2.WorkerMessage(
                 load=fleet_pb2.LoadReport(
@@ -120,14 +128,12 @@ class Membership:
                 )
             )
             sequence += 1
-            if self._draining.is_set() and not told_draining:
+            if self._draining and not told_draining:
                 told_draining = True
                 yield fleet_pb2.WorkerMessage(draining=fleet_pb2.Draining())
-            if told_draining:
-                await asyncio.sleep(REPORT_EVERY_S)
-                continue
+            await asyncio.sleep(REPORT_EVERY_S[0])
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._draining.wait(), REPORT_EVERY_S)
+                await asyncio.wait_for(self._reporting.wait(), REPORT_EVERY_S[1] - REPORT_EVERY_S[0])
 
     async def _publish(self, channel: grpc.aio.Channel) -> None:
         self._tell_everything_anew()

@@ -162,12 +162,17 @@ class WorkerProcess:
         for router in self.settings.routers:
             self._members.append(Membership(router, hello, load=self.runtime.load, cache=self.runtime.cache))
         self.runtime.on_kv_events = self._tell
+        self.runtime.on_load = self._load_changed
         for member in self._members:
             member.start()
 
     def _tell(self, events: list[KvEvent]) -> None:
         for member in self._members:
             member.tell(events)
+
+    def _load_changed(self) -> None:
+        for member in self._members:
+            member.load_changed()
 
     def _hello(self, loaded: LoadedModel) -> fleet_pb2.Hello:
         settings, kv = self.settings, self.runtime.kv

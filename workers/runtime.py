@@ -53,7 +53,8 @@ class WorkerRuntime:
     ) -> None:
         self.cache = KvCache(kv.blocks)
         self.batcher = Batcher(self.cache, step_tokens_max=step_tokens_max, sequences_max=sequences_max)
-        self.on_kv_events: Callable[[list[KvEvent]], None] = _ignore
+        self.on_kv_events: Callable[[list[KvEvent]], None] = lambda events: None
+        self.on_load: Callable[[], None] = lambda: None
         self._model = model
         self._kv = kv
         self._puller = puller
@@ -98,6 +99,7 @@ class WorkerRuntime:
             raise ValueError(f"request {request_id!r} needs {needed} KV blocks, this worker has {self.cache.total}")
         self._jobs[request_id] = job
         self.idle.clear()
+        self.on_load()
         self.batcher.submit(job.sequence)
         self._admit()
         self._wake.set()
@@ -236,6 +238,7 @@ class WorkerRuntime:
 
     def _forget(self, request_id: str) -> Job | None:
         job = self._jobs.pop(request_id, None)
+        self.on_load()
         if not self._jobs:
             self.idle.set()
         return job
@@ -292,7 +295,3 @@ class WorkerRuntime:
             job.handover.whole(full)
         self._admit()
         self._wake.set()
-
-
-def _ignore(events: list[KvEvent]) -> None:
-    """Nobody listens yet."""

@@ -134,6 +134,7 @@ async def _send(stub: RouterStub, text: str, options: SendOptions) -> None:
 
 
 def told(decision: common_pb2.Decision) -> str:
+    """A decision in one line."""
     plan = decision.plan
     where = plan.decode if plan.prefill == plan.decode else f"{plan.prefill} -> {plan.decode}"
     kind = PLAN_KIND_NAMES[plan.kind]
@@ -141,6 +142,7 @@ def told(decision: common_pb2.Decision) -> str:
 
 
 def ended(summary: router_pb2.Summary) -> str:
+    """A finished request in one line."""
     return (
         f"TTFT {summary.ttft_s:.3f} s, {summary.output_tokens} tokens in {summary.e2e_s:.2f} s, "
         f"{summary.hit_tokens} of {summary.prompt_tokens} prompt tokens from caches"

@@ -18,11 +18,13 @@ def explain(decision: Decision, *, took_s: float | None = None) -> str:
         *_table([plan, *decision.runners_up]),
         "",
     ]
-    for other in decision.runners_up:
-        lines.append(
-            f"{other.kind} lost by {_seconds(other.estimate.score_s - plan.estimate.score_s)}: {describe(other)}"
-        )
+    lines += [_why_it_lost(other, plan) for other in decision.runners_up]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _why_it_lost(other: Plan, best: Plan) -> str:
+    lost_by_s = other.estimate.score_s - best.estimate.score_s
+    return f"{other.kind} lost by {_seconds(lost_by_s)}: {describe(other)}"
 
 
 def describe(plan: Plan) -> str:

@@ -1,7 +1,7 @@
 """Every worker: what it said last, what it was promised since, and how they rank within their site.
 
-A worker's load is its last report or what the ledger promised it, whichever is more: a report is older than the latest
-promises, and the ledger does not know what others sent there.
+A worker's load is what the ledger promised it, and beside it what the worker reported beyond that when it reported:
+work that others sent there. A report is older than the latest promises and endings, so by itself it is never believed.
 
 Rule 1: bit numbers are handed out here; the index and the masks speak in them.
 Rule 2: ranks are kept up to date with every change, so that a decision looks only at the head of each rank.
@@ -14,11 +14,9 @@ from sortedcontainers import SortedList
 
 from .ledger import Charge, Ledger
 from .prefix_index import iter_bits
-from .rates import LearnedScale, PrefillRate
+from .rates import REFERENCE_TOKENS, LearnedScale, PrefillRate
 from .types import LoadReport, ModelName, RequestId, Site, Worker, WorkerId
 
-REFERENCE_TOKENS = 2048
-"""The prompt length at which workers of one site are ranked by speed."""
 DECODE_STEP_PRIOR_S = 0.05
 
 _Rank = tuple[float, int]
@@ -36,6 +34,8 @@ class WorkerState:
     report: LoadReport | None = None
     draining: bool = False
     foreign_tokens: int = 0
+    foreign_requests: int = 0
+    foreign_blocks: int = 0
     prefill_rank: _Rank = (0.0, 0)
     decode_rank: _Rank = (0.0, 0)
 
@@ -147,7 +147,10 @@ class Fleet:
         if state.report is not None and report.sequence <= state.report.sequence:
             return
         state.report = report
-        state.foreign_tokens = max(0, report.queued_prefill_tokens - self.ledger.queued_tokens(report.worker))
+        ledger, worker = self.ledger, report.worker
+        state.foreign_tokens = max(0, report.queued_prefill_tokens - ledger.queued_tokens(worker))
+        state.foreign_requests = max(0, report.running_requests - ledger.running(worker))
+        state.foreign_blocks = max(0, report.kv_blocks_used - ledger.blocks(worker))
         self.rerank(report.worker)
 
     def charge(self, request: RequestId, charge: Charge, now: float) -> None:
@@ -176,16 +179,14 @@ class Fleet:
         return promised_s + state.rate.prefill_s(0, state.foreign_tokens)
 
     def running(self, state: WorkerState) -> int:
-        """Requests on a worker: reported or promised, whichever is more."""
-        reported = 0 if state.report is None else state.report.running_requests
-        return max(reported, self.ledger.running(state.worker.id))
+        """Requests on a worker, ours and those of others."""
+        return self.ledger.running(state.worker.id) + state.foreign_requests
 
     def has_room(self, state: WorkerState, blocks: int) -> bool:
         """Whether a worker can take one more request of so many KV blocks."""
         if state.draining or self.running(state) >= state.worker.requests_max:
             return False
-        reported = 0 if state.report is None else state.report.kv_blocks_used
-        used = max(reported, self.ledger.blocks(state.worker.id))
+        used = self.ledger.blocks(state.worker.id) + state.foreign_blocks
         return used + blocks <= state.worker.kv_blocks_max
 
     def rerank(self, worker: WorkerId) -> None:

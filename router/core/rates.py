@@ -17,6 +17,8 @@ PRIOR_WEIGHT = 0.1
 """How many measurements a prior is worth: little, since priors are guesses and measurements are not."""
 STEP_MAX = log(2.0)
 """Once settled, one measurement counts as at most this far (a factor of two) from the belief."""
+REFERENCE_TOKENS = 2048
+"""The prompt length at which the terms of a prefill are weighed against each other, and workers are ranked by speed."""
 SETTLED_AFTER = 3
 """Measurements after which a belief is settled, and an outlier is no longer taken at its word."""
 ABSURD = 1e4
@@ -54,18 +56,21 @@ class LearnedScale:
 class PrefillRate:
     """`prefill_s(c, n) = a + b*(n-c) + q*(n^2-c^2)` of one worker: overhead, linear layers, attention.
 
-    The three coefficients are fitted by recursive least squares on relative errors with forgetting. A ridge pulls them
-    towards the prior's *shape* at the learned *level*, so that the first measurement corrects the level at once and
-    the shape follows as measurements of different lengths come in. None gets negative.
+    The three coefficients are fitted by recursive least squares on relative errors with forgetting. What is fitted
+    are the *shares* that the three terms have at REFERENCE_TOKENS, and a ridge pulls them towards the prior's shares
+    at the learned *level*: the first measurement corrects the level at once, the shape follows as measurements of
+    different lengths come in, and a term that the prior got wrong by a factor of a hundred is found as easily as by
+    two. None gets negative.
     """
 
-    __slots__ = ("_level", "_moment", "_normal", "_prior", "_theta", "samples")
+    __slots__ = ("_level", "_moment", "_normal", "_prior", "_theta", "_to_share", "samples")
 
-    RIDGE = 0.05
+    RIDGE = 0.001
 
     def __init__(self, prior: PrefillPrior) -> None:
-        self._prior = (prior.a_s, prior.b_s, prior.q_s)
-        self._theta = self._prior
+        self._prior = self._theta = (prior.a_s, prior.b_s, prior.q_s)
+        at_reference_s = self.prefill_s(0, REFERENCE_TOKENS)
+        self._to_share = tuple(x / at_reference_s for x in _features(0, REFERENCE_TOKENS))
         self._level = LearnedScale(1.0)
         self._normal = [[0.0] * 3 for _ in range(3)]
         self._moment = [0.0] * 3
@@ -85,42 +90,45 @@ class PrefillRate:
         return a + new * (b + q * (end_tokens + cached_tokens))
 
     def learn(self, cached_tokens: int, end_tokens: int, seconds: float) -> None:
-        """Learn from one measured prefill (nothing computed and absurd times teach nothing)."""
-        new = end_tokens - cached_tokens
-        if new <= 0:
+        """Learn from one measured prefill (zero tokens or seconds teach nothing)."""
+        if end_tokens <= cached_tokens or seconds <= 0:
             return
-        features = (1.0, float(new), float(new * (end_tokens + cached_tokens)))
-        at_prior = sum(p * x for p, x in zip(self._prior, features, strict=True))
-        if not at_prior / ABSURD < seconds < at_prior * ABSURD:
-            return
-        self._level.learn(seconds / at_prior)
+        features = _features(cached_tokens, end_tokens)
+        at_prior_s = sum(p * x for p, x in zip(self._prior, features, strict=True))
+        self._level.learn(seconds / at_prior_s)
         surprise = abs(log(seconds / self.prefill_s(cached_tokens, end_tokens)))
         trust = min(1.0, STEP_MAX / surprise) if self.samples >= SETTLED_AFTER and surprise > 0 else 1.0
-        shares = [p * x / seconds for p, x in zip(self._prior, features, strict=True)]
+        parts = [x / scale / seconds for x, scale in zip(features, self._to_share, strict=True)]
         for i in range(3):
-            self._moment[i] = MEMORY * self._moment[i] + trust * shares[i]
+            self._moment[i] = MEMORY * self._moment[i] + trust * parts[i]
             for j in range(3):
-                self._normal[i][j] = MEMORY * self._normal[i][j] + trust * shares[i] * shares[j]
+                self._normal[i][j] = MEMORY * self._normal[i][j] + trust * parts[i] * parts[j]
         self.samples += 1
         self._fit()
 
     def _fit(self) -> None:
-        """Solve for the factors on the prior; where one would be negative, hold it at zero and solve again."""
+        """Solve for the shares; where one would be negative, hold it at zero and solve again."""
         level = self._level.value
-        free = [i for i in range(3) if self._prior[i] > 0]
+        expected = [level * p * scale for p, scale in zip(self._prior, self._to_share, strict=True)]
+        free = [0, 1, 2]
         while True:
-            matrix = [
+            rows = [
                 [self._normal[i][j] + (self.RIDGE if i == j else 0.0) for j in free]
-                + [self._moment[i] + self.RIDGE * level]
+                + [self._moment[i] + self.RIDGE * expected[i]]
                 for i in free
             ]
-            factors = solve(matrix)
-            if all(factor >= 0 for factor in factors):
+            shares = solve(rows)
+            if min(shares) >= 0:
                 break
-            del free[min(range(len(free)), key=factors.__getitem__)]
-        found = dict(zip(free, factors, strict=True))
-        a, b, q = (found.get(i, 0.0) * self._prior[i] for i in range(3))
+            del free[shares.index(min(shares))]
+        found = dict(zip(free, shares, strict=True))
+        a, b, q = (found.get(i, 0.0) / self._to_share[i] for i in range(3))
         self._theta = (a, b, q)
+
+
+def _features(cached_tokens: int, end_tokens: int) -> tuple[float, float, float]:
+    new = end_tokens - cached_tokens
+    return 1.0, float(new), float(new * (end_tokens + cached_tokens))
 
 
 class LinkRate:

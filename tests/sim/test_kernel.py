@@ -55,11 +55,12 @@ def test_what_is_asked_for_meanwhile_happens_too():
 
 def test_one_callback_may_cancel_another_of_the_same_moment():
     kernel, seen = Kernel(), []
-    kernel.at(1.0, lambda: victim.cancel())
-    victim = kernel.at(1.0, lambda: seen.append("victim"))
+    victims = []
+    kernel.at(1.0, lambda: victims[0].cancel())
+    victims.append(kernel.at(1.0, lambda: seen.append("victim")))
     kernel.run_until(inf)
     assert seen == []
-    assert not victim.is_pending
+    assert not victims[0].is_pending
 
 
 def test_a_handle_cancelled_after_it_happened_disturbs_nothing():
@@ -137,4 +138,4 @@ def test_streams_are_the_same_in_every_process(hash_seed):
     found = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60, check=True
     )
-    assert int(found.stdout) == 1
+    assert int(found.stdout) == 3046702160

@@ -1,6 +1,6 @@
 """The demo's world: three sites, five workers, and the links between them, as they are and as the router is told.
 
-The router's beliefs about links are wrong on purpose, the same for all: what it knows better at the end, it has learned.
+The router's beliefs about links are wrong on purpose, the same for all: what it knows better at the end, it learned.
 """
 
 import os

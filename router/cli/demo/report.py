@@ -7,12 +7,20 @@ from typing import Any
 
 from homing.protos import router_pb2
 from homing.router.core.types import PlanKind
-from homing.router.service.wire import MOVE_KIND_NAMES, PLAN_KIND_NAMES
+from homing.router.service.wire import PLAN_KIND_NAMES
 from rich.console import Console
 from rich.table import Table
 
 from .fleet import BELIEVED_BYTES_PER_S, TRUE_LINKS
 from .play import Played
+
+WIDTH = 118
+
+
+def wide_console() -> Console:
+    """A console in which the tables fit, also where the output is no terminal."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=WIDTH)
 
 
 def requests_table(played: list[Played]) -> Table:
@@ -25,10 +33,10 @@ def requests_table(played: list[Played]) -> Table:
         ("prompt", "right"),
         ("from caches", "right"),
         ("moved", "right"),
-        ("TTFT predicted", "right"),
+        ("TTFT told", "right"),
         ("measured", "right"),
         ("recomputed", "right"),
-        ("same tokens", "left"),
+        ("same", "left"),
     ):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]  # a literal type that strings do not have
     for one in played:
@@ -101,16 +109,16 @@ def show(console: Console, played: list[Played], fleet: router_pb2.GetFleetReply
     console.print(links_table(fleet))
     saved, asked = figures["prefill_tokens_saved"], figures["prompt_tokens"]
     console.print(
-        f"[bold]{figures['same_tokens']} of {figures['requests']} answers have the very tokens that one worker computes "
-        "from nothing.[/bold]"
+        f"[bold]{figures['same_tokens']} of {figures['requests']} answers have the very tokens that one worker "
+        "computes from nothing.[/bold]"
     )
     console.print(
         f"Saved: {saved} of {asked} prompt tokens were not computed ({saved / asked:.0%}); "
         f"{figures['moved_bytes'] / 1e6:.0f} MB of KV moved instead."
     )
     console.print(
-        f"Waited for first tokens: {figures['ttft_s']:.1f} s in all, against {figures['recomputed_ttft_s']:.1f} s on one "
-        f"worker without a cache, one request after the other."
+        f"Waited for first tokens: {figures['ttft_s']:.1f} s in all, against {figures['recomputed_ttft_s']:.1f} s "
+        "on one worker without a cache, one request after the other."
     )
     console.print(f"TTFT was predicted within {figures['ttft_error_median']:.0%} (median).")
     missing = [kind for kind, count in figures["plans"].items() if not count]
@@ -152,8 +160,8 @@ def _kind(played: Played) -> str:
 def _where(played: Played) -> str:
     assert played.decision is not None
     plan = played.decision.plan
-    steps = [f"{move.source} {MOVE_KIND_NAMES[move.kind]} {move.target}" for move in plan.moves]
-    return "; ".join(steps) or plan.decode
+    steps = [f"{move.source} -> {move.target}" for move in plan.moves]
+    return ", ".join(steps) or plan.decode
 
 
 def _moved_bytes(played: Played) -> int:

@@ -14,18 +14,18 @@ from homing.router.core.errors import ConfigError
 from homing.router.service.config import Config
 from homing.workers.emulation import Wan
 from homing.workers.model.sources import load_tokenizer
-from rich.console import Console
 
 from ..client import told
 from .fleet import PLACES, TRUE_LINKS, lay_out, true_links
 from .play import Played, Player, recompute
 from .processes import Processes
-from .report import show, write_json
+from .report import show, wide_console, write_json
 from .script import STEPS
 
-console = Console(highlight=False)
+console = wide_console()
 
-JOIN_TIMEOUT_S = 180.0
+DEFAULT_MODEL = "smollm2"
+JOIN_TIMEOUT_S = 120.0
 CHECKER = "fra-p"
 """The worker that recomputes every answer at the end."""
 
@@ -42,11 +42,10 @@ def _available(model: str) -> str:
     try:
         load_tokenizer(model)
     except (OSError, ImportError) as error:
-        if model != "smollm2":
+        if model != DEFAULT_MODEL:
             raise ConfigError(f"--model: {error}") from error
-        console.print(
-            f"[yellow]{error}[/yellow]\n[yellow]Going on with the tiny random model: its answers are noise, but everything else is real.[/yellow]"
-        )
+        console.print(f"[yellow]{error}[/yellow]")
+        console.print("[yellow]Going on with the tiny random model: its answers are noise, all else is real.[/yellow]")
         return "tiny"
     return model
 
@@ -56,10 +55,9 @@ async def _demo(model: str, directory: Path, out: Path | None, *, verbose: bool)
     async with Wan(true_links()) as wan, Processes(directory, verbose=verbose) as processes:
         config = await lay_out(wan, model)
         _introduce(model)
-        await _start(config, directory, processes)
         async with grpc.aio.insecure_channel(config.router.listen) as channel:
             router = RouterStub(channel)
-            await _joined(router, processes)
+            await _start(config, directory, processes, router)
             console.print(f"All have joined after {time.monotonic() - began_s:.0f} s.\n")
             played = await _play(router, config, model)
             fleet = await router.GetFleet(router_pb2.GetFleetRequest())
@@ -80,25 +78,26 @@ def _introduce(model: str) -> None:
     console.print("The router is told one wrong figure for every link. Starting it and five workers ...")
 
 
-async def _start(config: Config, directory: Path, processes: Processes) -> None:
+async def _start(config: Config, directory: Path, processes: Processes, router: RouterStub) -> None:
+    """Start the router, then the workers one after the other, so that each can measure its own speed undisturbed."""
     file = directory / "config.yaml"
     file.write_text(yaml.safe_dump(msgspec.to_builtins(config)))
     await processes.start("router", "serve", "--config", str(file))
-    for worker in config.workers:
-        await processes.start(worker.id, "worker", "--config", str(file), "--id", worker.id)
+    for number, worker in enumerate(config.workers, start=1):
+        with console.status(f"starting {worker.id} ({number} of {len(config.workers)}): it measures its own speed"):
+            await processes.start(worker.id, "worker", "--config", str(file), "--id", worker.id)
+            await _joined(router, processes, number)
 
 
-async def _joined(router: RouterStub, processes: Processes) -> None:
+async def _joined(router: RouterStub, processes: Processes, wanted: int) -> None:
     loop = asyncio.get_running_loop()
     until_s = loop.time() + JOIN_TIMEOUT_S
     here = 0
-    while here < len(PLACES):
+    while here < wanted:
         processes.check()
         if loop.time() > until_s:
-            raise ConfigError(
-                f"only {here} of {len(PLACES)} workers joined within {JOIN_TIMEOUT_S:.0f} s; try --verbose"
-            )
-        await asyncio.sleep(0.3)
+            raise ConfigError(f"only {here} of {wanted} workers joined within {JOIN_TIMEOUT_S:.0f} s; try --verbose")
+        await asyncio.sleep(0.1)
         try:
             here = len((await router.GetFleet(router_pb2.GetFleetRequest(), timeout=2.0)).workers)
         except grpc.aio.AioRpcError:
