@@ -186,7 +186,7 @@ class GetFleetReply(_message.Message):
     def __init__(self, policy: _Optional[str] = ..., workers: _Optional[_Iterable[_Union[WorkerView, _Mapping]]] = ..., links: _Optional[_Iterable[_Union[LinkView, _Mapping]]] = ..., requests_waiting: _Optional[int] = ..., requests_in_flight: _Optional[int] = ..., site: _Optional[str] = ...) -> None: ...
 
 class WorkerView(_message.Message):
-    __slots__ = ("id", "model", "role", "site", "address", "draining", "running_requests", "queue_s", "cached_blocks", "torn_blocks", "kv_blocks_used", "kv_blocks_max", "prefill_a_s", "prefill_b_s", "prefill_q_s", "prefill_samples", "silent_s", "decode_step_s")
+    __slots__ = ("id", "model", "role", "site", "address", "draining", "running_requests", "queue_s", "cached_blocks", "torn_blocks", "kv_blocks_used", "kv_blocks_max", "prefill_a_s", "prefill_b_s", "prefill_q_s", "prefill_samples", "silent_s", "decode_step_s", "kv_bytes_per_token")
     ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
@@ -205,6 +205,7 @@ class WorkerView(_message.Message):
     PREFILL_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     SILENT_S_FIELD_NUMBER: _ClassVar[int]
     DECODE_STEP_S_FIELD_NUMBER: _ClassVar[int]
+    KV_BYTES_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
     id: str
     model: str
     role: str
@@ -223,7 +224,8 @@ class WorkerView(_message.Message):
     prefill_samples: int
     silent_s: float
     decode_step_s: float
-    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., role: _Optional[str] = ..., site: _Optional[str] = ..., address: _Optional[str] = ..., draining: _Optional[bool] = ..., running_requests: _Optional[int] = ..., queue_s: _Optional[float] = ..., cached_blocks: _Optional[int] = ..., torn_blocks: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., kv_blocks_max: _Optional[int] = ..., prefill_a_s: _Optional[float] = ..., prefill_b_s: _Optional[float] = ..., prefill_q_s: _Optional[float] = ..., prefill_samples: _Optional[int] = ..., silent_s: _Optional[float] = ..., decode_step_s: _Optional[float] = ...) -> None: ...
+    kv_bytes_per_token: int
+    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., role: _Optional[str] = ..., site: _Optional[str] = ..., address: _Optional[str] = ..., draining: _Optional[bool] = ..., running_requests: _Optional[int] = ..., queue_s: _Optional[float] = ..., cached_blocks: _Optional[int] = ..., torn_blocks: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., kv_blocks_max: _Optional[int] = ..., prefill_a_s: _Optional[float] = ..., prefill_b_s: _Optional[float] = ..., prefill_q_s: _Optional[float] = ..., prefill_samples: _Optional[int] = ..., silent_s: _Optional[float] = ..., decode_step_s: _Optional[float] = ..., kv_bytes_per_token: _Optional[int] = ...) -> None: ...
 
 class LinkView(_message.Message):
     __slots__ = ("source", "target", "rtt_s", "bytes_per_s", "samples", "flows")

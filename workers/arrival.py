@@ -15,7 +15,7 @@ class ArrivalSink:
     """
 
     def __init__(
-        self, sequence: Sequence, positions: range, memory: BlockMemory, on_arrival: Callable[[], None]
+        self, sequence: Sequence, positions: range, memory: BlockMemory, on_arrival: Callable[[int], None]
     ) -> None:
         self._sequence = sequence
         self._first = positions.start
@@ -49,7 +49,7 @@ class ArrivalSink:
             if position in self._begun and position not in self._whole and self._is_whole(index):
                 self._whole.add(position)
                 self._sequence.arrived(position)
-                self._on_arrival()
+                self._on_arrival(position)
 
     def wipe(self) -> None:
         """Zero what was begun and is not whole."""

@@ -250,15 +250,24 @@ class WorkerRuntime:
         job.outputs.put_nowait(Broken(error))
 
     def _admit(self) -> None:
-        for sequence in self.batcher.admit():
-            job = self._jobs[sequence.request_id]
-            if job.handover_blocks:
-                job.handover = self.handovers.begin(sequence, job.handover_blocks, job.handover_lease_s)
-                job.handover.whole(range(sequence.committed))
-            self._begin_pulling(job)
-        for sequence in self.batcher.finished_without_step():
-            self._finish(self._jobs[sequence.request_id])
+        while True:
+            for sequence in self.batcher.admit():
+                self._begin(self._jobs[sequence.request_id])
+            finished = self.batcher.finished_without_step()
+            for sequence in finished:
+                self._finish(self._jobs[sequence.request_id])
+            if not finished:
+                break
+            # What they gave back may let in who waits, and no pass will end to ask again.
         self._tell_events()
+
+    def _begin(self, job: Job) -> None:
+        """A job's sequence has its blocks."""
+        sequence = job.sequence
+        if job.handover_blocks:
+            job.handover = self.handovers.begin(sequence, job.handover_blocks, job.handover_lease_s)
+            job.handover.whole(range(sequence.committed))
+        self._begin_pulling(job)
 
     def _tell_events(self) -> None:
         events = self.cache.take_events()
@@ -278,7 +287,7 @@ class WorkerRuntime:
             job.pulling.append(asyncio.create_task(pulling, name=f"pull {job.sequence.request_id}"))
 
     async def _pull(self, job: Job, source: Source, positions: range) -> None:
-        sink = ArrivalSink(job.sequence, positions, self._kv, lambda: self._arrived(job))
+        sink = ArrivalSink(job.sequence, positions, self._kv, lambda position: self._arrived(job, position))
         keys = tuple(job.sequence.keys[positions.start : positions.stop])
         try:
             done = await self._puller.pull(source, job.sequence.request_id, keys, sink, job.stop_pulling)
@@ -286,12 +295,16 @@ class WorkerRuntime:
         finally:
             sink.wipe()
             job.sequence.arrivals_ended()
-            self._arrived(job)
+            self._settle(job)
 
-    def _arrived(self, job: Job) -> None:
-        """A block came, or none will any more: what is whole can be found, and the engine may go on."""
-        full = self.batcher.settle_arrivals(job.sequence)
+    def _arrived(self, job: Job, position: int) -> None:
+        """A block is whole: it can be handed on, whatever is still missing before it."""
         if job.handover is not None:
-            job.handover.whole(full)
+            job.handover.whole(range(position, position + 1))
+        self._settle(job)
+
+    def _settle(self, job: Job) -> None:
+        """What is whole from the front on can be found, and the engine may go on."""
+        self.batcher.settle_arrivals(job.sequence)
         self._admit()
         self._wake.set()

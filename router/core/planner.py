@@ -97,9 +97,8 @@ class _Search:
         if self._question.needs_no_prefill(worker):
             self._offer(self._question.local(worker))
             return
-        for source in self._sources_towards(worker.worker.site):
-            if source.blocks >= self._pricer.reusable and source.state is not worker:
-                self._offer(self._question.direct(worker, source))
+        for source in self._sources_for(worker, self._pricer.reusable):
+            self._offer(self._question.direct(worker, source))
 
     def _remote(self, prefillers: list[WorkerState], decoders: list[WorkerState]) -> None:
         """One worker computes, another decodes; stops where preparing alone takes longer than the best plan."""
@@ -119,12 +118,11 @@ class _Search:
     def _preparations(self, worker: WorkerState, end_tokens: int) -> Iterator[Preparation]:
         held = self._question.held(worker)
         yield self._pricer.compute(worker, held, end_tokens)
-        for source in self._sources_towards(worker.worker.site):
-            if source.blocks > held and source.state is not worker:
-                yield self._pricer.fetch(worker, held, source, end_tokens)
-                split = self._pricer.split(worker, held, source, end_tokens)
-                if split is not None:
-                    yield split
+        for source in self._sources_for(worker, held + 1):
+            yield self._pricer.fetch(worker, held, source, end_tokens)
+            split = self._pricer.split(worker, held, source, end_tokens)
+            if split is not None:
+                yield split
 
     def _prefill_candidates(self, pool: Pool) -> Iterator[WorkerState]:
         now = self._pricer.now
@@ -142,12 +140,22 @@ class _Search:
                 yield worker
 
     def _heads(self, pool: Pool, rank: "SortedList[tuple[float, int]]") -> list[WorkerState]:
+        """The first of a rank that may take the request, some of each role, since roles do not replace each other.
+
+        Beyond `scan` the search goes on only as long as nobody was found: no request waits beside room (I7).
+        """
         found: list[WorkerState] = []
-        for _, bit in rank.islice(0, self._breadth.scan):
-            if self._question.may_take(pool.by_bit[bit]):
-                found.append(pool.by_bit[bit])
-                if len(found) == self._breadth.ranked:
-                    break
+        wanted = dict.fromkeys(pool.roles, self._breadth.ranked)
+        for looked_at, (_, bit) in enumerate(rank):
+            if not wanted or (found and looked_at >= self._breadth.scan):
+                break
+            worker = pool.by_bit[bit]
+            role = worker.worker.role
+            if role in wanted and self._question.may_take(worker):
+                found.append(worker)
+                wanted[role] -= 1
+                if not wanted[role]:
+                    del wanted[role]
         return found
 
     def _holders(

@@ -205,7 +205,7 @@ class Pricer:
         shipped = self._moved_bytes(self.reusable - held)
         rate = self.topology.rate(*sites)
         sending_s = shipped * (1 + self.fleet.ledger.flows(sites)) / rate.bytes_per_s
-        overlap_s = prepared.prefill_s * (1 - 1 / self.profile.layers)
+        overlap_s = (prepared.fetch_s + prepared.prefill_s) * (1 - 1 / self.profile.layers)
         ship_s = rate.rtt_s / 2 + max(sending_s / self.profile.layers, sending_s - overlap_s)
         late_s = max(0.0, self.latency_s(*sites) - prepared.ready_s)
         tail_s = decode.rate.prefill_s(self.reusable * self.profile.block_tokens, self.request.prompt_tokens)

@@ -21,7 +21,7 @@ REFERENCE_TOKENS = 2048
 """The prompt length at which the terms of a prefill are weighed against each other, and workers are ranked by speed."""
 SETTLED_AFTER = 3
 """Measurements after which a belief is settled, and an outlier is no longer taken at its word."""
-ABSURD = 1e4
+ABSURD = 1e3
 """A prefill this many times slower or quicker than its prior is a broken clock; fitting it would lose all digits."""
 
 
@@ -90,11 +90,13 @@ class PrefillRate:
         return a + new * (b + q * (end_tokens + cached_tokens))
 
     def learn(self, cached_tokens: int, end_tokens: int, seconds: float) -> None:
-        """Learn from one measured prefill (zero tokens or seconds teach nothing)."""
-        if end_tokens <= cached_tokens or seconds <= 0:
+        """Learn from one measured prefill (nothing computed and absurd times teach nothing)."""
+        if end_tokens <= cached_tokens:
             return
         features = _features(cached_tokens, end_tokens)
         at_prior_s = sum(p * x for p, x in zip(self._prior, features, strict=True))
+        if not at_prior_s / ABSURD < seconds < at_prior_s * ABSURD:
+            return
         self._level.learn(seconds / at_prior_s)
         surprise = abs(log(seconds / self.prefill_s(cached_tokens, end_tokens)))
         trust = min(1.0, STEP_MAX / surprise) if self.samples >= SETTLED_AFTER and surprise > 0 else 1.0

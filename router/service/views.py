@@ -45,6 +45,7 @@ def _worker(state: WorkerState, scheduler: Scheduler, workers: Workers, now: flo
         prefill_q_s=q_s,
         prefill_samples=state.rate.samples,
         decode_step_s=state.decode_step_s.value,
+        kv_bytes_per_token=scheduler.models[worker.model].bytes_per_token,
         silent_s=now - state.last_seen_s,
     )
 

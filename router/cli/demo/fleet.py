@@ -1,5 +1,6 @@
 """The demo's world: three sites, five workers, and the links between them, as they are and as the router is told.
 
+Two small sites have little KV memory each; long prompts go to a prefill pool in one of them and decode in a third site.
 The router's beliefs about links are wrong on purpose, the same for all: what it knows better at the end, it learned.
 """
 
@@ -14,15 +15,19 @@ from homing.workers.emulation import EmulatedLink, Wan
 
 HOME = "amsterdam"
 ROUTER_ID = "router"
-MBIT = 1e6 / 8
 
 TRUE_LINKS = (
-    ("amsterdam", "frankfurt", 1000 * MBIT, 0.010),
-    ("amsterdam", "virginia", 300 * MBIT, 0.080),
-    ("frankfurt", "virginia", 400 * MBIT, 0.090),
+    ("amsterdam", "frankfurt", 0.45, 0.010),
+    ("frankfurt", "virginia", 0.60, 0.090),
+    ("amsterdam", "virginia", 0.80, 0.080),
 )
-"""(one end, other end, bytes per second each way, round trip in seconds)."""
-BELIEVED_BYTES_PER_S = 40e6
+"""(one end, other end, time to move a token's KV as a part of the time to compute it, round trip in seconds).
+
+The rates are set when the workers have measured their speed, so that fetching and computing compete on any machine.
+"""
+BYTES_PER_S_RANGE = (2e6, 150e6)
+"""What the emulation may be asked to carry."""
+BELIEVED_BYTES_PER_S = 100e6
 BELIEVED_RTT_S = 0.040
 
 
@@ -39,21 +44,35 @@ class Place:
 
 
 PLACES = (
-    Place(id="ams-1", site="amsterdam", role="both", threads=1, kv_blocks=400, requests_max=1),
-    Place(id="fra-1", site="frankfurt", role="both", threads=1, kv_blocks=400, requests_max=1),
-    Place(id="fra-p", site="frankfurt", role="prefill", threads=2, kv_blocks=600, requests_max=4),
-    Place(id="vir-d1", site="virginia", role="decode", threads=1, kv_blocks=300, requests_max=1),
-    Place(id="vir-d2", site="virginia", role="decode", threads=1, kv_blocks=300, requests_max=1),
+    Place(id="ams-1", site="amsterdam", role="both", threads=1, kv_blocks=64, requests_max=1),
+    Place(id="fra-1", site="frankfurt", role="both", threads=1, kv_blocks=64, requests_max=1),
+    Place(id="fra-p", site="frankfurt", role="prefill", threads=1, kv_blocks=400, requests_max=4),
+    Place(id="vir-d1", site="virginia", role="decode", threads=1, kv_blocks=200, requests_max=1),
+    Place(id="vir-d2", site="virginia", role="decode", threads=1, kv_blocks=200, requests_max=1),
 )
+REFERENCE = "ams-1"
+"""The worker whose speed the links are scaled to."""
 
 
-def true_links() -> list[EmulatedLink]:
-    """Both directions of every true link."""
+def emulated_links() -> list[EmulatedLink]:
+    """Both directions of every link, as slow as can be until `scale_links`."""
     return [
-        EmulatedLink(source=source, target=target, bytes_per_s=rate, delay_s=rtt_s / 2)
-        for one, other, rate, rtt_s in TRUE_LINKS
+        EmulatedLink(source=source, target=target, bytes_per_s=BYTES_PER_S_RANGE[0], delay_s=rtt_s / 2)
+        for one, other, _, rtt_s in TRUE_LINKS
         for source, target in ((one, other), (other, one))
     ]
+
+
+def scale_links(wan: Wan, bytes_per_token: int, compute_s_per_token: float) -> dict[tuple[str, str], float]:
+    """Set every link's rate by what computing takes here; returns the true bytes per second."""
+    true = {}
+    slowest, quickest = BYTES_PER_S_RANGE
+    for one, other, share, _ in TRUE_LINKS:
+        rate = min(max(bytes_per_token / (share * compute_s_per_token), slowest), quickest)
+        for pair in ((one, other), (other, one)):
+            wan.set_rate(*pair, rate)
+            true[pair] = rate
+    return true
 
 
 def free_ports(count: int) -> list[int]:

@@ -1,6 +1,7 @@
 """What the demo shows at its end: each request, each link, and what was saved."""
 
 import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -11,7 +12,7 @@ from homing.router.service.wire import PLAN_KIND_NAMES
 from rich.console import Console
 from rich.table import Table
 
-from .fleet import BELIEVED_BYTES_PER_S, TRUE_LINKS
+from .fleet import BELIEVED_BYTES_PER_S
 from .play import Played
 
 WIDTH = 118
@@ -56,32 +57,43 @@ def requests_table(played: list[Played]) -> Table:
     return table
 
 
-def links_table(fleet: router_pb2.GetFleetReply) -> Table:
-    """Each link that moved blocks: what was believed at first, what was learned, what is true."""
-    table = Table("link", "told", "learned", "true", "error", "transfers", title="links", title_justify="left")
-    for name, learned, true, samples in learned_links(fleet):
-        error = learned / true - 1
-        table.add_row(
-            name,
-            f"{BELIEVED_BYTES_PER_S / 1e6:.0f} MB/s",
-            f"{learned / 1e6:.1f} MB/s",
-            f"{true / 1e6:.1f} MB/s",
-            f"{error:+.0%}",
-            str(samples),
-        )
-    return table
+@dataclass(frozen=True, slots=True)
+class LearnedLink:
+    """A link that moved blocks: what the router believes of it, and what is true."""
+
+    name: str
+    learned_bytes_per_s: float
+    true_bytes_per_s: float
+    transfers: int
+
+    @property
+    def error(self) -> float:
+        """How far off the belief is, relative to the truth."""
+        return self.learned_bytes_per_s / self.true_bytes_per_s - 1
 
 
-def learned_links(fleet: router_pb2.GetFleetReply) -> list[tuple[str, float, float, int]]:
-    """(link, learned bytes/s, true bytes/s, samples) of links between sites that carried blocks."""
-    true = {}
-    for one, other, rate, _ in TRUE_LINKS:
-        true[one, other] = true[other, one] = rate
+def learned_links(fleet: router_pb2.GetFleetReply, true: dict[tuple[str, str], float]) -> list[LearnedLink]:
+    """All links between sites that carried blocks."""
     return [
-        (f"{link.source} -> {link.target}", link.bytes_per_s, true[link.source, link.target], link.samples)
+        LearnedLink(f"{link.source} -> {link.target}", link.bytes_per_s, true[link.source, link.target], link.samples)
         for link in fleet.links
         if (link.source, link.target) in true and link.samples
     ]
+
+
+def links_table(links: list[LearnedLink]) -> Table:
+    """Each link that moved blocks: what was believed at first, what was learned, what is true."""
+    table = Table("link", "told", "learned", "true", "error", "transfers", title="links", title_justify="left")
+    for link in links:
+        table.add_row(
+            link.name,
+            f"{BELIEVED_BYTES_PER_S / 1e6:.0f} MB/s",
+            f"{link.learned_bytes_per_s / 1e6:.1f} MB/s",
+            f"{link.true_bytes_per_s / 1e6:.1f} MB/s",
+            f"{link.error:+.0%}",
+            str(link.transfers),
+        )
+    return table
 
 
 def summary(played: list[Played]) -> dict[str, Any]:
@@ -102,11 +114,11 @@ def summary(played: list[Played]) -> dict[str, Any]:
     }
 
 
-def show(console: Console, played: list[Played], fleet: router_pb2.GetFleetReply) -> None:
+def show(console: Console, played: list[Played], links: list[LearnedLink]) -> None:
     """Print tables and sums."""
     figures = summary(played)
     console.print(requests_table(played))
-    console.print(links_table(fleet))
+    console.print(links_table(links))
     saved, asked = figures["prefill_tokens_saved"], figures["prompt_tokens"]
     console.print(
         f"[bold]{figures['same_tokens']} of {figures['requests']} answers have the very tokens that one worker "
@@ -126,7 +138,7 @@ def show(console: Console, played: list[Played], fleet: router_pb2.GetFleetReply
         console.print(f"[yellow]Not chosen this time: {', '.join(missing)} (no request made it the cheapest).[/yellow]")
 
 
-def write_json(path: Path, played: list[Played], fleet: router_pb2.GetFleetReply) -> None:
+def write_json(path: Path, played: list[Played], links: list[LearnedLink]) -> None:
     """Everything that was shown, for machines."""
     rows = [
         {
@@ -145,11 +157,10 @@ def write_json(path: Path, played: list[Played], fleet: router_pb2.GetFleetReply
         for one in played
         if one.summary is not None
     ]
-    links = [
-        {"link": name, "learned_bytes_per_s": learned, "true_bytes_per_s": true, "samples": samples}
-        for name, learned, true, samples in learned_links(fleet)
-    ]
-    path.write_text(json.dumps({"summary": summary(played), "requests": rows, "links": links}, indent=2) + "\n")
+    path.write_text(
+        json.dumps({"summary": summary(played), "requests": rows, "links": [asdict(link) for link in links]}, indent=2)
+        + "\n"
+    )
 
 
 def _kind(played: Played) -> str:

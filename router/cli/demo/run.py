@@ -16,16 +16,18 @@ from homing.workers.emulation import Wan
 from homing.workers.model.sources import load_tokenizer
 
 from ..client import told
-from .fleet import PLACES, TRUE_LINKS, lay_out, true_links
+from .fleet import PLACES, REFERENCE, emulated_links, lay_out, scale_links
 from .play import Played, Player, recompute
 from .processes import Processes
-from .report import show, wide_console, write_json
+from .report import learned_links, show, wide_console, write_json
 from .script import STEPS
 
 console = wide_console()
 
 DEFAULT_MODEL = "smollm2"
 JOIN_TIMEOUT_S = 120.0
+SCALE_TOKENS = 512
+"""The prompt length at which moving and computing are balanced."""
 CHECKER = "fra-p"
 """The worker that recomputes every answer at the end."""
 
@@ -52,30 +54,30 @@ def _available(model: str) -> str:
 
 async def _demo(model: str, directory: Path, out: Path | None, *, verbose: bool) -> None:
     began_s = time.monotonic()
-    async with Wan(true_links()) as wan, Processes(directory, verbose=verbose) as processes:
+    async with Wan(emulated_links()) as wan, Processes(directory, verbose=verbose) as processes:
         config = await lay_out(wan, model)
         _introduce(model)
         async with grpc.aio.insecure_channel(config.router.listen) as channel:
             router = RouterStub(channel)
             await _start(config, directory, processes, router)
-            console.print(f"All have joined after {time.monotonic() - began_s:.0f} s.\n")
+            console.print(f"All have joined after {time.monotonic() - began_s:.0f} s.")
+            true_bytes_per_s = await _scale(wan, router)
             played = await _play(router, config, model)
             fleet = await router.GetFleet(router_pb2.GetFleetRequest())
             await _check(config, played)
     console.print()
-    show(console, played, fleet)
+    links = learned_links(fleet, true_bytes_per_s)
+    show(console, played, links)
     console.print(f"The whole demo took {time.monotonic() - began_s:.0f} s.")
     if out is not None:
-        write_json(out, played, fleet)
+        write_json(out, played, links)
 
 
 def _introduce(model: str) -> None:
     console.print(f"[bold]Three sites on one machine, model {model}[/bold]")
     for place in PLACES:
         console.print(f"  {place.site:<10} {place.id:<7} {place.role}")
-    for one, other, rate, rtt_s in TRUE_LINKS:
-        console.print(f"  {one} <-> {other}: {rate / 1e6:.0f} MB/s, {rtt_s * 1e3:.0f} ms round trip")
-    console.print("The router is told one wrong figure for every link. Starting it and five workers ...")
+    console.print("The router is told one wrong figure for every link between them. Starting it and five workers ...")
 
 
 async def _start(config: Config, directory: Path, processes: Processes, router: RouterStub) -> None:
@@ -102,6 +104,19 @@ async def _joined(router: RouterStub, processes: Processes, wanted: int) -> None
             here = len((await router.GetFleet(router_pb2.GetFleetRequest(), timeout=2.0)).workers)
         except grpc.aio.AioRpcError:
             here = 0
+
+
+async def _scale(wan: Wan, router: RouterStub) -> dict[tuple[str, str], float]:
+    """Set the true speed of the links by what the workers measured of themselves; the router is not told."""
+    fleet = await router.GetFleet(router_pb2.GetFleetRequest())
+    reference = next(worker for worker in fleet.workers if worker.id == REFERENCE)
+    per_token_s = reference.prefill_b_s + reference.prefill_q_s * SCALE_TOKENS
+    true = scale_links(wan, reference.kv_bytes_per_token, per_token_s)
+    for (one, other), rate in true.items():
+        if one < other:
+            console.print(f"  {one} <-> {other}: {rate / 1e6:.0f} MB/s")
+    console.print()
+    return true
 
 
 async def _play(router: RouterStub, config: Config, model: str) -> list[Played]:

@@ -90,44 +90,13 @@ _TURNS = (
     "She finds a jar on a shelf. What is in it?",
 )
 
-LONG_ANSWER = 56
+LONG_ANSWER = 40
 
 STEPS = (
-    Step(
-        name="cold",
-        says="a short prompt, nothing cached anywhere",
-        when=When.QUIET,
-        messages=_ask("What is the capital of France?"),
-    ),
+    Step(name="cold", says="a short prompt, nothing cached", when=When.QUIET, messages=_ask("Where is Paris?")),
     Step(name="talk-1", says="a conversation begins", when=When.QUIET, messages=_talk(*_TURNS[:1])),
-    Step(
-        name="talk-2", says="its second turn: the prefix is where it was", when=When.QUIET, messages=_talk(*_TURNS[:2])
-    ),
+    Step(name="talk-2", says="its second turn", when=When.QUIET, messages=_talk(*_TURNS[:2])),
     Step(name="talk-3", says="its third turn", when=When.QUIET, messages=_talk(*_TURNS)),
-    Step(
-        name="book-1",
-        says="a long document, cold: prefill in another pool, KV shipped",
-        when=When.QUIET,
-        messages=_book("Who ran close by Alice?"),
-        max_output_tokens=LONG_ANSWER,
-        to_the_end=True,
-    ),
-    Step(
-        name="book-2",
-        says="the same document, asked while its holder is busy",
-        when=When.STREAMING,
-        messages=_book("What did she find in the jar?"),
-        max_output_tokens=LONG_ANSWER,
-        to_the_end=True,
-    ),
-    Step(
-        name="book-1-again",
-        says="the first question again, while both are busy",
-        when=When.STREAMING,
-        messages=_book("Who ran close by Alice?"),
-        max_output_tokens=LONG_ANSWER,
-        to_the_end=True,
-    ),
     Step(
         name="library-1",
         says="a system prompt seen for the first time",
@@ -138,7 +107,7 @@ STEPS = (
     ),
     Step(
         name="library-2",
-        says="the same system prompt, its holder busy",
+        says="the same system prompt, its holder busy with the answer before",
         when=When.STREAMING,
         messages=_library("May I bring my dog?"),
     ),
@@ -147,5 +116,39 @@ STEPS = (
         says="and once more, when all is quiet",
         when=When.QUIET,
         messages=_library("How many books may I take?"),
+    ),
+    Step(
+        name="chapter-1",
+        says="a longer text, cold",
+        when=When.QUIET,
+        messages=_book("Who ran close by Alice?", last=8),
+        max_output_tokens=LONG_ANSWER,
+        to_the_end=True,
+    ),
+    Step(
+        name="chapter-2",
+        says="the same text from elsewhere, its holder busy",
+        when=When.STREAMING,
+        messages=_book("What was in the jar?", last=8),
+    ),
+    Step(
+        name="book-1",
+        says="a text too long for the small sites, cold",
+        when=When.QUIET,
+        messages=_book("What does Alice fear?"),
+        max_output_tokens=LONG_ANSWER,
+        to_the_end=True,
+    ),
+    Step(
+        name="book-1-again",
+        says="the very same prompt while it is being answered",
+        when=When.STREAMING,
+        messages=_book("What does Alice fear?"),
+    ),
+    Step(
+        name="book-2",
+        says="another question about it, when all is quiet",
+        when=When.QUIET,
+        messages=_book("What is the cat's name?"),
     ),
 )

@@ -34,7 +34,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from .fleets import BLOCK, HERE, THERE, both_ways, chain, link, load, request, scheduler, worker
 
-NAMES = [WorkerId(name) for name in "abcdef"]
+NAMES = [WorkerId(name) for name in "abcd"]
 SITES = [HERE, THERE, Site("elsewhere")]
 names = st.sampled_from(NAMES)
 picks = st.integers(0, 1_000_000)
@@ -42,9 +42,15 @@ seconds = st.floats(1e-3, 10.0)
 prompts = st.builds(
     lambda doc, shared, name, own: chain((doc, shared), (name, own)),
     st.sampled_from(["x", "y"]),
-    st.integers(0, 12),
+    st.sampled_from([0, 20, 30]),
     st.sampled_from(["p", "q"]),
-    st.integers(0, 8),
+    st.integers(0, 3),
+)
+shapes = st.tuples(
+    st.sampled_from(SITES),
+    st.sampled_from([Role.BOTH, Role.BOTH, Role.PREFILL, Role.DECODE]),
+    st.integers(1, 3),
+    st.integers(20, 120),
 )
 LIMITS = Limits(queue_max=3, retries_max=2, backfill_max=2, lost_after_s=20.0, lease_s=30.0)
 
@@ -52,15 +58,21 @@ LIMITS = Limits(queue_max=3, retries_max=2, backfill_max=2, lost_after_s=20.0, l
 class Storm(RuleBasedStateMachine):
     """`waits`, `out` and `ended` are this test's own account of every request (I1)."""
 
-    @initialize(policy=st.sampled_from(sorted(POLICIES)), seed=st.integers(0, 3))
-    def begin(self, policy, seed):
+    @initialize(
+        policy=st.sampled_from(["homing", "homing", *sorted(POLICIES)]),
+        seed=st.integers(0, 3),
+        first=st.lists(shapes, min_size=2, max_size=4),
+    )
+    def begin(self, policy, seed, first):
         self.make = lambda: scheduler(
-            links=both_ways(link(HERE, THERE, 0.05, 1e7)), policy=make_policy(policy), limits=LIMITS, seed=seed
+            links=both_ways(link(HERE, THERE, 0.05, 2e6)), policy=make_policy(policy), limits=LIMITS, seed=seed
         )
         self.made, self.now, self.count = self.make(), 0.0, 0
         self.waits, self.out, self.ended = {}, {}, []
         self.joined, self.draining, self.abandoned = {}, set(), set()
         self.told, self.answers = [], []
+        for name, shape in zip(NAMES, first, strict=False):
+            self.join(name, shape)
 
     def tell(self, event, *, back_s=0.0):
         """One fact; `back_s` lets a clock run behind (I2)."""
@@ -112,18 +124,14 @@ class Storm(RuleBasedStateMachine):
 
     # -- workers ---------------------------------------------------------------------------------------------------
 
-    @rule(
-        name=names,
-        site=st.sampled_from(SITES),
-        role=st.sampled_from([Role.BOTH, Role.BOTH, Role.PREFILL, Role.DECODE]),
-        slots=st.integers(1, 3),
-        room=st.integers(4, 60),
-    )
-    def join(self, name, site, role, slots, room):
+    @rule(name=names, shape=shapes)
+    def join(self, name, shape):
         if name not in self.joined:
+            site, role, slots, room = shape
             self.joined[name] = worker(name, site, role, requests_max=slots, kv_blocks_max=room)
             self.tell(WorkerJoined(worker=self.joined[name]))
 
+    @precondition(lambda self: len(self.draining) < len(self.joined) / 2)
     @rule(name=names)
     def drain(self, name):
         self.draining |= {name} & self.joined.keys()
@@ -142,23 +150,20 @@ class Storm(RuleBasedStateMachine):
     def report(self, name, sequence, queued, running):
         self.tell(load(name, len(self.told) * (sequence > 0), queued=queued, running=running, at=self.now))
 
-    @rule(name=names, keys=prompts, first=st.integers(0, 10), tier=st.sampled_from([Tier.DEVICE, Tier.HOST]))
-    def store(self, name, keys, first, tier):
+    @rule(name=names, keys=prompts, other=prompts, first=st.integers(0, 10), what=st.sampled_from("sssshhrrcx"))
+    def change_cache(self, name, keys, other, first, what):
+        """Beginnings and middles stored on two tiers, some blocks removed, all cleared, a contradiction."""
         parent = keys[first - 1] if 0 < first <= len(keys) else None
-        self.tell(BlocksStored(worker_id=name, keys=keys[first:] if parent else keys, parent=parent, tier=tier))
-
-    @rule(name=names, keys=prompts, parent=prompts)
-    def contradict(self, name, keys, parent):
-        self.tell(BlocksStored(worker_id=name, keys=keys[-1:], parent=parent[-1] if parent else None))
-
-    @rule(name=names, keys=prompts, seed=st.integers(0, 9))
-    def remove(self, name, keys, seed):
-        some = Random(seed).sample(keys, k=min(3, len(keys)))
-        assert self.tell(BlocksRemoved(worker_id=name, keys=tuple(some))) == []
-
-    @rule(name=names)
-    def clear(self, name):
-        assert self.tell(CacheCleared(worker_id=name)) == []
+        some = Random(first).sample(keys, k=min(3, len(keys)))
+        event = {
+            "s": BlocksStored(worker_id=name, keys=keys[first:] if parent else keys, parent=parent),
+            "h": BlocksStored(worker_id=name, keys=keys, tier=Tier.HOST),
+            "r": BlocksRemoved(worker_id=name, keys=tuple(some)),
+            "c": CacheCleared(worker_id=name),
+            "x": BlocksStored(worker_id=name, keys=keys[-1:], parent=other[-1] if other else None),
+        }[what]
+        commands = self.tell(event)
+        assert what == "x" or commands == []
 
     @rule(name=names, cached=st.integers(0, 50), new=st.integers(0, 500), took_s=seconds)
     def measure(self, name, cached, new, took_s):
@@ -174,18 +179,20 @@ class Storm(RuleBasedStateMachine):
     @rule(
         keys=prompts,
         rest=st.integers(1, BLOCK),
-        output=st.integers(1, 200),
+        output=st.integers(1, 100),
         priority=st.integers(0, 1),
         patience_s=st.none() | seconds,
         back_s=st.sampled_from([0.0, 0.0, 5.0]),
+        burst=st.integers(1, 4),
     )
-    def arrive(self, keys, rest, output, priority, patience_s, back_s):
-        self.count += 1
-        facts = {"max_output_tokens": output, "priority": priority, "arrived_s": self.now}
-        deadline_s = None if patience_s is None else self.now + patience_s
-        one = request(f"r{self.count}", keys, len(keys) * BLOCK + rest, ttft_deadline_s=deadline_s, **facts)
-        self.waits[one.id] = one
-        self.tell(RequestArrived(request=one), back_s=back_s)
+    def arrive(self, keys, rest, output, priority, patience_s, back_s, burst):
+        for _ in range(burst):
+            self.count += 1
+            facts = {"max_output_tokens": output, "priority": priority, "arrived_s": self.now}
+            deadline_s = None if patience_s is None else self.now + patience_s
+            one = request(f"r{self.count}", keys, len(keys) * BLOCK + rest, ttft_deadline_s=deadline_s, **facts)
+            self.waits[one.id] = one
+            self.tell(RequestArrived(request=one), back_s=back_s)
 
     @precondition(lambda self: self.waits or self.out)
     @rule(number=picks)
@@ -338,4 +345,4 @@ class Storm(RuleBasedStateMachine):
 
 
 TestStorm = Storm.TestCase
-TestStorm.settings = settings(max_examples=120, stateful_step_count=50, deadline=None)
+TestStorm.settings = settings(max_examples=250, stateful_step_count=60, deadline=None)

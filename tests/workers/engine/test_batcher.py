@@ -70,6 +70,7 @@ class BatcherMachine(RuleBasedStateMachine):
 
     # -- requests --------------------------------------------------------------------------------------------------
 
+    @precondition(lambda self: len(self.live) < 6)
     @rule(
         family=st.integers(0, 1),
         length=st.one_of(st.integers(1, 50), st.integers(1, 600), st.sampled_from([15, 16, 17, 160, 161])),
@@ -98,27 +99,34 @@ class BatcherMachine(RuleBasedStateMachine):
         self.admit()
 
     def admit(self) -> None:
-        for sequence in self.batcher.admit():
-            tracked = self.live[sequence.request_id]
-            tracked.kv = kv(sequence.tokens)
-            assert sequence.hit_tokens <= sequence.reusable_blocks * BLOCK < sequence.prompt_tokens
-            cached = sequence.hit_tokens // BLOCK
-            assert not self.writing & set(sequence.blocks[cached:]), "blocks that a pass writes were given away"
-            for position in range(sequence.hit_tokens):
-                self.came_from(tracked, position, "cache")
-            assert self.held(sequence, sequence.hit_tokens) == tracked.kv[: sequence.hit_tokens], "a hit holds other KV"
-            needed = sequence.expect(*tracked.span, tracked.waiting)
-            backwards = tracked.waiting is Waiting.TO_MEET
-            tracked.unsent = sorted(needed, reverse=backwards)
-            tracked.pulling = bool(needed)
-        for sequence in self.batcher.finished_without_step():
-            self.ended(self.live[sequence.request_id])
+        """Let in who fits, until nobody does: what ends without a pass makes room at once."""
+        while True:
+            for sequence in self.batcher.admit():
+                self.admitted(self.live[sequence.request_id])
+            finished = self.batcher.finished_without_step()
+            for sequence in finished:
+                self.ended(self.live[sequence.request_id])
+            if not finished:
+                break
         self.hear()
+
+    def admitted(self, tracked: Tracked) -> None:
+        sequence = tracked.sequence
+        tracked.kv = kv(sequence.tokens)
+        assert sequence.hit_tokens <= sequence.reusable_blocks * BLOCK < sequence.prompt_tokens
+        cached = sequence.hit_tokens // BLOCK
+        assert not self.writing & set(sequence.blocks[cached:]), "blocks that a pass writes were given away"
+        for position in range(sequence.hit_tokens):
+            self.came_from(tracked, position, "cache")
+        assert self.held(sequence, sequence.hit_tokens) == tracked.kv[: sequence.hit_tokens], "a hit holds other KV"
+        needed = sequence.expect(*tracked.span, tracked.waiting)
+        tracked.unsent = sorted(needed, reverse=tracked.waiting is Waiting.TO_MEET)
+        tracked.pulling = bool(needed)
 
     @rule(data=st.data())
     @precondition(lambda self: self.live)
     def cancel(self, data: st.DataObject) -> None:
-        tracked = data.draw(st.sampled_from(list(self.live.values())))
+        tracked = self.one_of(data, list(self.live.values()))
         if tracked.pulling:
             self.end_pull(tracked)
         if tracked.sequence.request_id in self.live:
@@ -136,7 +144,7 @@ class BatcherMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.pulls())
     def claim(self, data: st.DataObject) -> None:
         """The next piece's header is here; when it is not wanted the pull is over, as ArrivalSink decides."""
-        tracked = data.draw(st.sampled_from(self.pulls()))
+        tracked = self.one_of(data, self.pulls())
         piece, tracked.unsent = tracked.unsent[: tracked.piece], tracked.unsent[tracked.piece :]
         needed = range(min(piece), max(piece) + 1) if piece else range(0)
         if not needed or not tracked.sequence.claim(needed):
@@ -153,7 +161,7 @@ class BatcherMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     @precondition(lambda self: any(tracked.claimed for tracked in self.live.values()))
     def arrive(self, data: st.DataObject) -> None:
-        tracked = data.draw(st.sampled_from([t for t in self.live.values() if t.claimed]))
+        tracked = self.one_of(data, [t for t in self.live.values() if t.claimed])
         position = tracked.claimed.pop(data.draw(st.integers(0, len(tracked.claimed) - 1)))
         for at in range(position * BLOCK, position * BLOCK + BLOCK):
             self.came_from(tracked, at, "wire")
@@ -165,7 +173,7 @@ class BatcherMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     @precondition(lambda self: self.pulls())
     def break_pull(self, data: st.DataObject) -> None:
-        self.end_pull(data.draw(st.sampled_from(self.pulls())))
+        self.end_pull(self.one_of(data, self.pulls()))
 
     def end_pull(self, tracked: Tracked) -> None:
         for position in tracked.claimed:
@@ -179,8 +187,15 @@ class BatcherMachine(RuleBasedStateMachine):
 
     # -- passes ----------------------------------------------------------------------------------------------------
 
-    @rule()
-    @precondition(lambda self: self.plan is None)
+    @rule(more=st.integers(0, 3))
+    def turn(self, more: int) -> None:
+        """A pass ends or begins; `more` of them follow without anything between."""
+        for _ in range(1 + more):
+            if self.plan is None:
+                self.begin_pass()
+            else:
+                self.end_pass()
+
     def begin_pass(self) -> None:
         plan = self.batcher.next_step()
         if plan is None:
@@ -210,8 +225,6 @@ class BatcherMachine(RuleBasedStateMachine):
         """Blocks that hold positions of the pass that runs."""
         return self.writing if self.plan is not None else set()
 
-    @rule()
-    @precondition(lambda self: self.plan is not None)
     def end_pass(self) -> None:
         plan, self.plan = self.plan, None
         assert plan is not None
@@ -254,6 +267,9 @@ class BatcherMachine(RuleBasedStateMachine):
         blocks = sequence.blocks[: -(-end // BLOCK)]
         return [slot for block in blocks for slot in self.memory[block]][:end]
 
+    def one_of(self, data: st.DataObject, choices: list[Tracked]) -> Tracked:
+        return choices[data.draw(st.integers(0, len(choices) - 1))]
+
     def hear(self) -> None:
         for event in self.cache.take_events():
             if isinstance(event, Stored):
@@ -284,9 +300,9 @@ class BatcherMachine(RuleBasedStateMachine):
         """Whatever happened, everything ends once the pulls do, and every block is free or merely cached."""
         if not hasattr(self, "batcher"):
             return
-        for tracked in self.pulls():
-            self.end_pull(tracked)
         for _ in range(10_000):
+            for tracked in self.pulls():
+                self.end_pull(tracked)
             if self.plan is not None:
                 self.end_pass()
             elif self.live:
@@ -299,5 +315,5 @@ class BatcherMachine(RuleBasedStateMachine):
         self.cache.check()
 
 
-BatcherMachine.TestCase.settings = settings(max_examples=120, stateful_step_count=60, deadline=None)
+BatcherMachine.TestCase.settings = settings(max_examples=400, stateful_step_count=50, deadline=None)
 test_batcher_agrees_with_a_naive_memory = BatcherMachine.TestCase

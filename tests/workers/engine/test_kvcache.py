@@ -179,7 +179,7 @@ class CacheMachine(RuleBasedStateMachine):
             self.cache.check()
 
 
-CacheMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+CacheMachine.TestCase.settings = settings(max_examples=250, stateful_step_count=40, deadline=None)
 test_cache_agrees_with_a_naive_book = CacheMachine.TestCase
 
 
