@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from homing.protos import common_pb2 as homing_dot_protos_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ahoming/protos/worker.proto\x12\thoming.v1\x1a\x1ahoming/protos/common.proto\"=\n\x0b\x42lockSource\x12\x1d\n\x04move\x18\x01 \x01(\x0b\x32\x0f.homing.v1.Move\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"\xc8\x01\n\x0ePrefillRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0btokens_le32\x18\x02 \x01(\x0c\x12\x10\n\x08key_seed\x18\x03 \x01(\x04\x12\'\n\x07sources\x18\x04 \x03(\x0b\x32\x16.homing.v1.BlockSource\x12\x1c\n\x14handover_first_block\x18\x05 \x01(\r\x12\x1a\n\x12handover_end_block\x18\x06 \x01(\r\x12\x18\n\x10handover_lease_s\x18\x07 \x01(\x01\"\x90\x01\n\x0cPrefillReply\x12+\n\x08prefills\x18\x01 \x03(\x0b\x32\x19.homing.v1.PrefillOutcome\x12-\n\ttransfers\x18\x02 \x03(\x0b\x32\x1a.homing.v1.TransferOutcome\x12\x10\n\x08queued_s\x18\x03 \x01(\x01\x12\x12\n\nhit_tokens\x18\x04 \x01(\r\"\xc9\x01\n\rDecodeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0btokens_le32\x18\x02 \x01(\x0c\x12\x10\n\x08key_seed\x18\x03 \x01(\x04\x12\'\n\x07sources\x18\x04 \x03(\x0b\x32\x16.homing.v1.BlockSource\x12\x19\n\x11max_output_tokens\x18\x05 \x01(\r\x12%\n\x08sampling\x18\x06 \x01(\x0b\x32\x13.homing.v1.Sampling\x12\x12\n\nignore_eos\x18\x07 \x01(\x08\"\x93\x01\n\x0b\x44\x65\x63odeReply\x12\'\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x13.homing.v1.AcceptedH\x00\x12&\n\x06tokens\x18\x02 \x01(\x0b\x32\x14.homing.v1.NewTokensH\x00\x12+\n\x07summary\x18\x03 \x01(\x0b\x32\x18.homing.v1.DecodeSummaryH\x00\x42\x06\n\x04part\"\n\n\x08\x41\x63\x63\x65pted\"?\n\tNewTokens\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12%\n\x05start\x18\x02 \x01(\x0b\x32\x16.homing.v1.DecodeStart\"\xa8\x01\n\x0b\x44\x65\x63odeStart\x12+\n\x08prefills\x18\x01 \x03(\x0b\x32\x19.homing.v1.PrefillOutcome\x12-\n\ttransfers\x18\x02 \x03(\x0b\x32\x1a.homing.v1.TransferOutcome\x12\x10\n\x08queued_s\x18\x03 \x01(\x01\x12\x12\n\nhit_tokens\x18\x04 \x01(\r\x12\x17\n\x0f\x63omputed_tokens\x18\x05 \x01(\r\"=\n\rDecodeSummary\x12\x15\n\rfinish_reason\x18\x01 \x01(\t\x12\x15\n\routput_tokens\x18\x02 \x01(\r\"\xb9\x01\n\x12\x46\x65tchBlocksRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x11\n\tkv_format\x18\x03 \x01(\t\x12\x0c\n\x04site\x18\x04 \x01(\t\x12\x0c\n\x04keys\x18\x05 \x03(\x06\x12$\n\x05order\x18\x06 \x01(\x0e\x32\x15.homing.v1.BlockOrder\x12\x10\n\x08handover\x18\x07 \x01(\x08\x12\x15\n\rinline_frames\x18\x08 \x01(\x08\"j\n\x10\x46\x65tchBlocksReply\x12&\n\x05offer\x18\x01 \x01(\x0b\x32\x15.homing.v1.BlockOfferH\x00\x12&\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x15.homing.v1.BlockFrameH\x00\x42\x06\n\x04part\"\x85\x01\n\nBlockOffer\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\x12\r\n\x05token\x18\x03 \x01(\x0c\x12\x11\n\tkv_format\x18\x04 \x01(\t\x12\x0e\n\x06\x62locks\x18\x05 \x01(\r\x12\x0e\n\x06layers\x18\x06 \x01(\r\x12\x19\n\x11layer_block_bytes\x18\x07 \x01(\r\"-\n\nBlockFrame\x12\x0e\n\x06header\x18\x01 \x01(\x0c\x12\x0f\n\x07payload\x18\x02 \x01(\x0c*g\n\nBlockOrder\x12\x1b\n\x17\x42LOCK_ORDER_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x42LOCK_ORDER_FRONT_TO_BACK\x10\x01\x12\x1d\n\x19\x42LOCK_ORDER_BACK_TO_FRONT\x10\x02\x32\xd2\x01\n\x06Worker\x12=\n\x07Prefill\x12\x19.homing.v1.PrefillRequest\x1a\x17.homing.v1.PrefillReply\x12<\n\x06\x44\x65\x63ode\x12\x18.homing.v1.DecodeRequest\x1a\x16.homing.v1.DecodeReply0\x01\x12K\n\x0b\x46\x65tchBlocks\x12\x1d.homing.v1.FetchBlocksRequest\x1a\x1b.homing.v1.FetchBlocksReply0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ahoming/protos/worker.proto\x12\thoming.v1\x1a\x1ahoming/protos/common.proto\"=\n\x0b\x42lockSource\x12\x1d\n\x04move\x18\x01 \x01(\x0b\x32\x0f.homing.v1.Move\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"\xc8\x01\n\x0ePrefillRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0btokens_le32\x18\x02 \x01(\x0c\x12\x10\n\x08key_seed\x18\x03 \x01(\x04\x12\'\n\x07sources\x18\x04 \x03(\x0b\x32\x16.homing.v1.BlockSource\x12\x1c\n\x14handover_first_block\x18\x05 \x01(\r\x12\x1a\n\x12handover_end_block\x18\x06 \x01(\r\x12\x18\n\x10handover_lease_s\x18\x07 \x01(\x01\"\x90\x01\n\x0cPrefillReply\x12+\n\x08prefills\x18\x01 \x03(\x0b\x32\x19.homing.v1.PrefillOutcome\x12-\n\ttransfers\x18\x02 \x03(\x0b\x32\x1a.homing.v1.TransferOutcome\x12\x10\n\x08queued_s\x18\x03 \x01(\x01\x12\x12\n\nhit_tokens\x18\x04 \x01(\r\"\xc9\x01\n\rDecodeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0btokens_le32\x18\x02 \x01(\x0c\x12\x10\n\x08key_seed\x18\x03 \x01(\x04\x12\'\n\x07sources\x18\x04 \x03(\x0b\x32\x16.homing.v1.BlockSource\x12\x19\n\x11max_output_tokens\x18\x05 \x01(\r\x12%\n\x08sampling\x18\x06 \x01(\x0b\x32\x13.homing.v1.Sampling\x12\x12\n\nignore_eos\x18\x07 \x01(\x08\"\x93\x01\n\x0b\x44\x65\x63odeReply\x12\'\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x13.homing.v1.AcceptedH\x00\x12&\n\x06tokens\x18\x02 \x01(\x0b\x32\x14.homing.v1.NewTokensH\x00\x12+\n\x07summary\x18\x03 \x01(\x0b\x32\x18.homing.v1.DecodeSummaryH\x00\x42\x06\n\x04part\"\n\n\x08\x41\x63\x63\x65pted\"V\n\tNewTokens\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12%\n\x05start\x18\x02 \x01(\x0b\x32\x16.homing.v1.DecodeStart\x12\x15\n\rfinish_reason\x18\x03 \x01(\t\"\xa8\x01\n\x0b\x44\x65\x63odeStart\x12+\n\x08prefills\x18\x01 \x03(\x0b\x32\x19.homing.v1.PrefillOutcome\x12-\n\ttransfers\x18\x02 \x03(\x0b\x32\x1a.homing.v1.TransferOutcome\x12\x10\n\x08queued_s\x18\x03 \x01(\x01\x12\x12\n\nhit_tokens\x18\x04 \x01(\r\x12\x17\n\x0f\x63omputed_tokens\x18\x05 \x01(\r\"=\n\rDecodeSummary\x12\x15\n\rfinish_reason\x18\x01 \x01(\t\x12\x15\n\routput_tokens\x18\x02 \x01(\r\"\xb9\x01\n\x12\x46\x65tchBlocksRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x11\n\tkv_format\x18\x03 \x01(\t\x12\x0c\n\x04site\x18\x04 \x01(\t\x12\x0c\n\x04keys\x18\x05 \x03(\x06\x12$\n\x05order\x18\x06 \x01(\x0e\x32\x15.homing.v1.BlockOrder\x12\x10\n\x08handover\x18\x07 \x01(\x08\x12\x15\n\rinline_frames\x18\x08 \x01(\x08\"j\n\x10\x46\x65tchBlocksReply\x12&\n\x05offer\x18\x01 \x01(\x0b\x32\x15.homing.v1.BlockOfferH\x00\x12&\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x15.homing.v1.BlockFrameH\x00\x42\x06\n\x04part\"\x85\x01\n\nBlockOffer\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\x12\r\n\x05token\x18\x03 \x01(\x0c\x12\x11\n\tkv_format\x18\x04 \x01(\t\x12\x0e\n\x06\x62locks\x18\x05 \x01(\r\x12\x0e\n\x06layers\x18\x06 \x01(\r\x12\x19\n\x11layer_block_bytes\x18\x07 \x01(\r\"-\n\nBlockFrame\x12\x0e\n\x06header\x18\x01 \x01(\x0c\x12\x0f\n\x07payload\x18\x02 \x01(\x0c*g\n\nBlockOrder\x12\x1b\n\x17\x42LOCK_ORDER_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x42LOCK_ORDER_FRONT_TO_BACK\x10\x01\x12\x1d\n\x19\x42LOCK_ORDER_BACK_TO_FRONT\x10\x02\x32\xd2\x01\n\x06Worker\x12=\n\x07Prefill\x12\x19.homing.v1.PrefillRequest\x1a\x17.homing.v1.PrefillReply\x12<\n\x06\x44\x65\x63ode\x12\x18.homing.v1.DecodeRequest\x1a\x16.homing.v1.DecodeReply0\x01\x12K\n\x0b\x46\x65tchBlocks\x12\x1d.homing.v1.FetchBlocksRequest\x1a\x1b.homing.v1.FetchBlocksReply0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'homing.protos.worker_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_BLOCKORDER']._serialized_start=1626
-  _globals['_BLOCKORDER']._serialized_end=1729
+  _globals['_BLOCKORDER']._serialized_start=1649
+  _globals['_BLOCKORDER']._serialized_end=1752
   _globals['_BLOCKSOURCE']._serialized_start=69
   _globals['_BLOCKSOURCE']._serialized_end=130
   _globals['_PREFILLREQUEST']._serialized_start=133
@@ -47,19 +47,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ACCEPTED']._serialized_start=836
   _globals['_ACCEPTED']._serialized_end=846
   _globals['_NEWTOKENS']._serialized_start=848
-  _globals['_NEWTOKENS']._serialized_end=911
-  _globals['_DECODESTART']._serialized_start=914
-  _globals['_DECODESTART']._serialized_end=1082
-  _globals['_DECODESUMMARY']._serialized_start=1084
-  _globals['_DECODESUMMARY']._serialized_end=1145
-  _globals['_FETCHBLOCKSREQUEST']._serialized_start=1148
-  _globals['_FETCHBLOCKSREQUEST']._serialized_end=1333
-  _globals['_FETCHBLOCKSREPLY']._serialized_start=1335
-  _globals['_FETCHBLOCKSREPLY']._serialized_end=1441
-  _globals['_BLOCKOFFER']._serialized_start=1444
-  _globals['_BLOCKOFFER']._serialized_end=1577
-  _globals['_BLOCKFRAME']._serialized_start=1579
-  _globals['_BLOCKFRAME']._serialized_end=1624
-  _globals['_WORKER']._serialized_start=1732
-  _globals['_WORKER']._serialized_end=1942
+  _globals['_NEWTOKENS']._serialized_end=934
+  _globals['_DECODESTART']._serialized_start=937
+  _globals['_DECODESTART']._serialized_end=1105
+  _globals['_DECODESUMMARY']._serialized_start=1107
+  _globals['_DECODESUMMARY']._serialized_end=1168
+  _globals['_FETCHBLOCKSREQUEST']._serialized_start=1171
+  _globals['_FETCHBLOCKSREQUEST']._serialized_end=1356
+  _globals['_FETCHBLOCKSREPLY']._serialized_start=1358
+  _globals['_FETCHBLOCKSREPLY']._serialized_end=1464
+  _globals['_BLOCKOFFER']._serialized_start=1467
+  _globals['_BLOCKOFFER']._serialized_end=1600
+  _globals['_BLOCKFRAME']._serialized_start=1602
+  _globals['_BLOCKFRAME']._serialized_end=1647
+  _globals['_WORKER']._serialized_start=1755
+  _globals['_WORKER']._serialized_end=1965
 # @@protoc_insertion_point(module_scope)

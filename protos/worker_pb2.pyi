@@ -88,12 +88,14 @@ class Accepted(_message.Message):
     def __init__(self) -> None: ...
 
 class NewTokens(_message.Message):
-    __slots__ = ("ids", "start")
+    __slots__ = ("ids", "start", "finish_reason")
     IDS_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
+    FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     ids: _containers.RepeatedScalarFieldContainer[int]
     start: DecodeStart
-    def __init__(self, ids: _Optional[_Iterable[int]] = ..., start: _Optional[_Union[DecodeStart, _Mapping]] = ...) -> None: ...
+    finish_reason: str
+    def __init__(self, ids: _Optional[_Iterable[int]] = ..., start: _Optional[_Union[DecodeStart, _Mapping]] = ..., finish_reason: _Optional[str] = ...) -> None: ...
 
 class DecodeStart(_message.Message):
     __slots__ = ("prefills", "transfers", "queued_s", "hit_tokens", "computed_tokens")

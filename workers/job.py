@@ -67,10 +67,16 @@ class Computed:
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
-    """The job's last word: "stop", "length" or "prefilled"."""
+class Generated:
+    """A token of the answer; `finish_reason` ("stop" or "length") comes with the last one."""
 
-    reason: str
+    token: int
+    finish_reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """All blocks of a prefill are there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +86,15 @@ class Broken:
     error: BaseException
 
 
-Output = int | Finished | Broken
+Output = Generated | Prefilled | Broken
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A sequence and everything around it. `outputs` carries its tokens in order, then one Finished or Broken."""
+    """A sequence and everything around it.
+
+    `outputs` carries its tokens in order; a Prefilled, a Broken, or a token with a finish reason is the last.
+    """
 
     sequence: Sequence
     sampling: Sampling

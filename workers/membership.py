@@ -20,8 +20,9 @@ from .wire import kv_events
 
 log = logging.getLogger(__name__)
 
-REPORT_EVERY_S = (0.02, 0.5)
-"""Shortest pause between two reports when the load changes, longest when it does not."""
+REPORT_PAUSE_S = 0.02
+"""Shortest pause between two reports when the load changes; the longest when it does not is the router's to say."""
+REPORT_EVERY_S = 0.5
 BACKOFF_S = (0.2, 5.0)
 EVENTS_PER_BATCH = 4096
 EVENTS_WAITING_MAX = 200_000
@@ -44,6 +45,7 @@ class Membership:
         self._events: list[KvEvent] = []
         self._everything_anew = True
         self._changed = asyncio.Event()
+        self._report_every_s = REPORT_EVERY_S
         self._reporting = asyncio.Event()
         self._draining = False
         self._task: asyncio.Task[None] | None = None
@@ -98,6 +100,7 @@ class Membership:
         answer = await call.read()
         if answer is grpc.aio.EOF:
             return
+        self._report_every_s = answer.welcome.report_every_s or REPORT_EVERY_S
         log.info("joined router %s as %s", self._router, self._hello.worker_id)
         self.joined.set()
         publishing = asyncio.create_task(self._publish(channel))
@@ -131,9 +134,9 @@ class Membership:
             if self._draining and not told_draining:
                 told_draining = True
                 yield fleet_pb2.WorkerMessage(draining=fleet_pb2.Draining())
-            await asyncio.sleep(REPORT_EVERY_S[0])
+            await asyncio.sleep(REPORT_PAUSE_S)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._reporting.wait(), REPORT_EVERY_S[1] - REPORT_EVERY_S[0])
+                await asyncio.wait_for(self._reporting.wait(), self._report_every_s)
 
     async def _publish(self, channel: grpc.aio.Channel) -> None:
         self._tell_everything_anew()

@@ -22,7 +22,7 @@ from .engine.batcher import Batcher, Load
 from .engine.kvcache import KvCache, KvEvent
 from .engine.step import StepPlan
 from .handover import Handovers
-from .job import Broken, Finished, Job, Source
+from .job import Broken, Generated, Job, Prefilled, Source
 from .model.kv import KvTensor
 from .model.llama import LlamaModel
 from .model.sampling import sample
@@ -210,7 +210,7 @@ class WorkerRuntime:
             if job.handover is not None:
                 job.handover.whole(progress.full_blocks)
             if progress.token is not None:
-                job.outputs.put_nowait(progress.token)
+                job.outputs.put_nowait(Generated(progress.token, progress.sequence.finish_reason))
             if progress.finished:
                 self._finish(job)
         self._tell_events()
@@ -223,7 +223,8 @@ class WorkerRuntime:
         self._forget(job.sequence.request_id)
         if job.handover is not None:
             job.handover.export.finish()
-        job.outputs.put_nowait(Finished(job.sequence.finish_reason or "prefilled"))
+        if job.sequence.is_prefill_only:
+            job.outputs.put_nowait(Prefilled())
 
     def _fail(self, plan: StepPlan, error: Exception) -> None:
         """A pass failed: its jobs are broken, the others go on."""

@@ -9,7 +9,7 @@ import grpc
 from homing.protos import worker_pb2, worker_pb2_grpc
 from homing.router.core.types import BlockKey
 
-from .job import Broken, Job
+from .job import Broken, Generated, Job, Prefilled
 from .model.config import LlamaConfig
 from .runtime import CancelledJobError, WorkerRuntime
 from .transfer import Export, Order, RefusedError, messages_of
@@ -69,20 +69,20 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         job = await self._submitted(context, request)
         try:
             yield worker_pb2.DecodeReply(accepted=worker_pb2.Accepted())
-            first = True
-            while True:
+            start: worker_pb2.DecodeStart | None = None
+            finish_reason = None
+            while finish_reason is None:
                 output = await job.outputs.get()
-                if isinstance(output, Broken):
+                if not isinstance(output, Generated):
                     await _abort_broken(context, output)
                     return
-                if not isinstance(output, int):
-                    break
-                tokens = worker_pb2.NewTokens(ids=[output], start=self._start(job) if first else None)
-                first = False
+                finish_reason = output.finish_reason
+                tokens = worker_pb2.NewTokens(ids=[output.token], finish_reason=finish_reason)
+                if start is None:
+                    start = self._start(job)
+                    tokens.start.CopyFrom(start)
                 yield worker_pb2.DecodeReply(tokens=tokens)
-            summary = worker_pb2.DecodeSummary(
-                finish_reason=job.sequence.finish_reason, output_tokens=job.sequence.generated
-            )
+            summary = worker_pb2.DecodeSummary(finish_reason=finish_reason, output_tokens=job.sequence.generated)
             yield worker_pb2.DecodeReply(summary=summary)
         finally:
             await self._runtime.cancel(job.sequence.request_id)
@@ -168,6 +168,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         )
 
 
-async def _abort_broken(context: Context, broken: Broken) -> None:
+async def _abort_broken(context: Context, broken: Broken | Prefilled) -> None:
+    assert isinstance(broken, Broken), "a job that generates is never merely prefilled"
     code = grpc.StatusCode.CANCELLED if isinstance(broken.error, CancelledJobError) else grpc.StatusCode.INTERNAL
     await context.abort(code, str(broken.error) or type(broken.error).__name__)

@@ -7,6 +7,7 @@ Rule 1: bit numbers are handed out here; the index and the masks speak in them.
 Rule 2: ranks are kept up to date with every change, so that a decision looks only at the head of each rank.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -15,7 +16,7 @@ from sortedcontainers import SortedList
 from .ledger import Charge, Ledger
 from .prefix_index import iter_bits
 from .rates import REFERENCE_TOKENS, LearnedScale, PrefillRate
-from .types import LoadReport, ModelName, RequestId, Site, Worker, WorkerId
+from .types import LoadReport, ModelName, RequestId, Role, Site, Worker, WorkerId
 
 DECODE_STEP_PRIOR_S = 0.05
 
@@ -46,14 +47,18 @@ class WorkerState:
 
 
 class Pool:
-    """The workers of one model in one site, ranked: who could begin a prompt soonest, who decodes least."""
+    """The workers of one model in one site, ranked: who could begin a prompt soonest, who decodes least.
 
-    __slots__ = ("busy", "by_bit", "decoders", "idle", "mask", "site")
+    A worker with as many requests as it takes is in no rank: the heads of ranks can take something.
+    """
+
+    __slots__ = ("busy", "by_bit", "decoders", "idle", "mask", "roles", "site")
 
     def __init__(self, site: Site) -> None:
         self.site = site
         self.mask = 0
         self.by_bit: dict[int, WorkerState] = {}
+        self.roles: Counter[Role] = Counter()
         self.idle: SortedList[_Rank] = SortedList()
         self.busy: SortedList[_Rank] = SortedList()
         self.decoders: SortedList[_Rank] = SortedList()
@@ -116,6 +121,7 @@ class Fleet:
         pool = self._pools.setdefault(worker.model, {}).setdefault(worker.site, Pool(worker.site))
         pool.by_bit[bit] = state
         pool.mask |= state.mask
+        pool.roles[worker.role] += 1
         self._insert(pool, state)
         return state
 
@@ -128,6 +134,7 @@ class Fleet:
         self._discard(pool, state)
         del pool.by_bit[state.bit], self._by_bit[state.bit]
         pool.mask &= ~state.mask
+        pool.roles[state.worker.role] -= 1
         self._free_bits.append(state.bit)
         return state
 
@@ -184,7 +191,7 @@ class Fleet:
 
     def has_room(self, state: WorkerState, blocks: int) -> bool:
         """Whether a worker can take one more request of so many KV blocks."""
-        if state.draining or self.running(state) >= state.worker.requests_max:
+        if state.draining or self._is_full(state):
             return False
         used = self.ledger.blocks(state.worker.id) + state.foreign_blocks
         return used + blocks <= state.worker.kv_blocks_max
@@ -204,7 +211,8 @@ class Fleet:
         for model, pools in self._pools.items():
             for site, pool in pools.items():
                 assert pool.mask == sum(1 << bit for bit in pool.by_bit)
-                members = [state for state in pool.by_bit.values() if not state.draining]
+                assert +pool.roles == Counter(state.worker.role for state in pool.by_bit.values())
+                members = [state for state in pool.by_bit.values() if not state.draining and not self._is_full(state)]
                 assert all(s.worker.model == model and s.worker.site == site for s in members)
                 ranked = [*pool.idle, *pool.busy]
                 assert sorted(ranked) == sorted(s.prefill_rank for s in members if s.worker.role.can_prefill)
@@ -222,7 +230,12 @@ class Fleet:
             return free_at_s
         return max(free_at_s, state.report.measured_s) + state.rate.prefill_s(0, state.foreign_tokens)
 
+    def _is_full(self, state: WorkerState) -> bool:
+        return self.running(state) >= state.worker.requests_max
+
     def _insert(self, pool: Pool, state: WorkerState) -> None:
+        if self._is_full(state):
+            return
         reference_s = state.rate.prefill_s(0, REFERENCE_TOKENS)
         if state.worker.role.can_prefill:
             busy = self._is_busy(state)

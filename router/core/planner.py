@@ -13,8 +13,9 @@ bounded by the number of sites, not of workers:
 `tests/router/core/test_planner.py` holds the result against brute force on random fleets.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from random import Random
 
 from sortedcontainers import SortedList
@@ -23,7 +24,7 @@ from .fleet import Pool, WorkerState
 from .prefix_index import iter_bits
 from .price import Preparation, Source
 from .question import Question
-from .types import Plan, PlanKind, Site
+from .types import Plan, PlanKind, Role, Site
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,26 +127,27 @@ class _Search:
 
     def _prefill_candidates(self, pool: Pool) -> Iterator[WorkerState]:
         now = self._pricer.now
-        chosen = [*self._heads(pool, pool.idle), *self._heads(pool, pool.busy)]
+        roles = [role for role in pool.roles if role.can_prefill]
+        chosen = [*self._heads(pool, pool.idle, roles), *self._heads(pool, pool.busy, roles)]
         yield from chosen
         for worker in self._holders(pool, chosen, lambda w: self._question.fleet.queue_s(w, now)):
             if worker.worker.role.can_prefill:
                 yield worker
 
     def _decode_candidates(self, pool: Pool) -> Iterator[WorkerState]:
-        chosen = self._heads(pool, pool.decoders)
+        chosen = self._heads(pool, pool.decoders, [role for role in pool.roles if role.can_decode])
         yield from chosen
         for worker in self._holders(pool, chosen, lambda w: float(self._question.fleet.running(w))):
             if worker.worker.role.can_decode:
                 yield worker
 
-    def _heads(self, pool: Pool, rank: "SortedList[tuple[float, int]]") -> list[WorkerState]:
+    def _heads(self, pool: Pool, rank: "SortedList[tuple[float, int]]", roles: Iterable[Role]) -> list[WorkerState]:
         """The first of a rank that may take the request, some of each role, since roles do not replace each other.
 
         Beyond `scan` the search goes on only as long as nobody was found: no request waits beside room (I7).
         """
         found: list[WorkerState] = []
-        wanted = dict.fromkeys(pool.roles, self._breadth.ranked)
+        wanted = dict.fromkeys(roles, self._breadth.ranked)
         for looked_at, (_, bit) in enumerate(rank):
             if not wanted or (found and looked_at >= self._breadth.scan):
                 break
@@ -175,11 +177,12 @@ class _Search:
                 return
 
     def _some(self, pool: Pool, mask: int) -> list[WorkerState]:
-        """The workers of a mask, or, of a large one, those that rank first."""
+        """The workers of a mask; of a large one those that rank first, or any when none of the first is among them."""
         if mask.bit_count() <= self._breadth.scan:
             return [pool.by_bit[bit] for bit in iter_bits(mask)]
-        first = [*pool.idle.islice(0, self._breadth.scan), *pool.busy.islice(0, self._breadth.scan)]
-        return [pool.by_bit[bit] for _, bit in first if mask >> bit & 1]
+        ranks = (pool.idle, pool.busy, pool.decoders)
+        first = {bit for rank in ranks for _, bit in rank.islice(0, self._breadth.scan) if mask >> bit & 1}
+        return [pool.by_bit[bit] for bit in sorted(first) or islice(iter_bits(mask), self._breadth.scan)]
 
     def _find_sources(self) -> list[Source]:
         """Of each site the deepest holders; any of them may be read, even one that takes no requests."""
@@ -189,21 +192,22 @@ class _Search:
             for level in self._question.levels:
                 here = level.holders & pool.mask
                 if here:
-                    workers = self._some(pool, here) or [pool.by_bit[next(iter_bits(here))]]
-                    calmest = min(workers, key=lambda w: (self._question.fleet.running(w), w.bit))
+                    calmest = min(self._some(pool, here), key=lambda w: (self._question.fleet.running(w), w.bit))
                     found.append(Source(calmest, min(level.depth, self._pricer.reusable)))
                     taken += 1
                     if taken == self._breadth.per_level:
                         break
         return found
 
-    def _sources_towards(self, site: Site) -> list[Source]:
-        """The sources that would have the prompt's blocks in a site soonest, counting what remains to compute."""
-        known = self._ranked_sources.get(site)
-        if known is None:
+    def _sources_for(self, worker: WorkerState, least_blocks: int) -> Iterator[Source]:
+        """The sources that would have at least so many blocks at a worker soonest, counting what remains to compute."""
+        site = worker.worker.site
+        ranked = self._ranked_sources.get(site)
+        if ranked is None:
             ranked = sorted(self._sources, key=lambda source: (self._until_complete_s(source, site), source.state.bit))
-            known = self._ranked_sources[site] = ranked[: self._breadth.sources]
-        return known
+            self._ranked_sources[site] = ranked
+        useful = (source for source in ranked if source.blocks >= least_blocks and source.state is not worker)
+        return islice(useful, self._breadth.sources)
 
     def _until_complete_s(self, source: Source, site: Site) -> float:
         tokens = source.blocks * self._question.profile.block_tokens

@@ -139,9 +139,9 @@ class Attempt:
                     limit.reschedule(loop.time() + self._wishes.first_token_timeout_s)
                     start = reply.tokens.start if reply.tokens.HasField("start") else None
                     self._note(NewTokens(tuple(reply.tokens.ids), start))
-                case "summary":
-                    self._end(Done(reply.summary.finish_reason))
-                    return
+                    if reply.tokens.finish_reason:
+                        self._end(Done(reply.tokens.finish_reason))
+                        return
         reason = f"worker {worker} ended its stream early"
         self._end(Broke(worker, reason, grpc.StatusCode.UNAVAILABLE, retryable=True))
 

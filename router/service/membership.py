@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -122,10 +122,10 @@ class FleetService(FleetServicer):
 class KvEventsService(KvEventsServicer):
     """Workers tell their caches here. A gap in the numbers clears what is believed and asks for everything anew."""
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Driver, on_gap: Callable[[], None]) -> None:
         self._driver = driver
+        self._on_gap = on_gap
         self._resync: dict[WorkerId, str] = {}
-        self.gaps = 0
 
     def ask_anew(self, command: Resync) -> None:
         """The core found a contradiction in what a worker told."""
@@ -163,7 +163,7 @@ class KvEventsService(KvEventsServicer):
             yield fleet_pb2.KvEventAck(sequence=batch.sequence, resync=bool(reason), reason=reason)
 
     def _gap(self, worker: WorkerId, sequence: int, expected: int) -> fleet_pb2.KvEventAck:
-        self.gaps += 1
+        self._on_gap()
         reason = f"batch {expected} was expected, {sequence} came"
         log.warning("worker %s: %s: its cached blocks are asked for anew", worker, reason)
         self._driver.feed(CacheCleared(worker_id=worker))

@@ -44,6 +44,9 @@ class Metrics:
             "homing_moved_bytes", "KV bytes that arrived.", ["source", "target"], registry=self.registry
         )
         self._broken = Counter("homing_transfer_failures", "Moves that did not complete.", registry=self.registry)
+        self.kv_event_gaps = Counter(
+            "homing_kv_event_gaps", "Gaps seen in what workers tell of their caches.", registry=self.registry
+        )
         self._ttft = Histogram(
             "homing_ttft_seconds", "From dispatch to first token.", ["kind"], buckets=_SECONDS, registry=self.registry
         )

@@ -70,7 +70,7 @@ class RouterProcess:
             first_token_timeout_s=section.first_token_timeout_s,
         )
         self._fleet = FleetService(self.driver, self.workers, config, report_every_s=section.lost_after_s / 8)
-        self._kv_events = KvEventsService(self.driver)
+        self._kv_events = KvEventsService(self.driver, self.metrics.kv_event_gaps.inc)
         route_worker_commands(self.driver, self._fleet, self._kv_events)
         self._ops = OpsServer(self.metrics, self._not_ready_because)
         self._server: grpc.aio.Server | None = None

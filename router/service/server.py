@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -188,7 +189,8 @@ class RouterService(RouterServicer):
         if prompt is None:
             detail = "prompt.block_keys: keys are enough to Route, but to Generate send tokens or text"
             raise RefusedRequestError(grpc.StatusCode.INVALID_ARGUMENT, detail)
-        return request, prompt
+        # This router dispatches it and passes the tokens on, so the way that counts begins here, wherever it came from.
+        return replace(request, origin=None), prompt
 
     async def _route(self, message: router_pb2.RouteRequest) -> tuple[Decision, float]:
         request, _ = self._read(message)
