@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PACKAGES := -p homing.router -p homing.workers -p homing.sim
 
-.PHONY: demo test lint types layers drift tests bench bench-short fuzz protos wheel install install-demo clean help
+.PHONY: demo test lint types layers drift tests bench bench-short fuzz demo-check protos wheel install install-demo clean help
 
 help:  ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -37,6 +37,9 @@ bench-short: install  ## One short benchmark that asserts what it computed.
 bench: install  ## All benchmarks, with their results written to benchmarks/results.
 	$(RUN) benchmarks/bench_core.py
 	$(RUN) benchmarks/bench_mover.py
+
+demo-check: install-demo  ## The demo, with assertions on what it showed; wants a quiet machine.
+	$(RUN) tests/demo_check.py
 
 fuzz: install  ## Random bytes and mutated messages on every gRPC method, for a minute.
 	$(RUN) tests/fuzz/fuzz_grpc.py --seconds 60

@@ -71,7 +71,13 @@ class WorkerProcess:
         self._members: list[Membership] = []
         self._measured: list[common_pb2.PrefillOutcome] = []
         self.runtime: WorkerRuntime
+        self.service: WorkerService
         self.port = 0
+
+    @property
+    def data_port(self) -> int:
+        """The port of the data plane."""
+        return self._data.port
 
     @property
     def address(self) -> str:
@@ -103,7 +109,7 @@ class WorkerProcess:
             step_tokens_max=settings.step_tokens_max,
             sequences_max=settings.requests_max,
         )
-        self._service = WorkerService(
+        self.service = WorkerService(
             self.runtime,
             loaded.config,
             worker_id=settings.id,
@@ -124,7 +130,7 @@ class WorkerProcess:
 
     async def drain(self, timeout_s: float) -> None:
         """Take nothing new, finish what runs, at most for `timeout_s`."""
-        self._service.draining = True
+        self.service.draining = True
         for member in self._members:
             member.drain()
         with contextlib.suppress(TimeoutError):
@@ -142,7 +148,7 @@ class WorkerProcess:
     async def _listen(self) -> None:
         options = [("grpc.max_receive_message_length", MESSAGE_BYTES_MAX), ("grpc.so_reuseport", 0)]
         server = grpc.aio.server(options=options)
-        worker_pb2_grpc.add_WorkerServicer_to_server(self._service, server)
+        worker_pb2_grpc.add_WorkerServicer_to_server(self.service, server)
         servicer = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
         name = worker_pb2.DESCRIPTOR.services_by_name["Worker"].full_name

@@ -40,7 +40,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         self._config = config
         self._worker_id = worker_id
         self._block_tokens = block_tokens
-        self._data_address_from = data_address_from
+        self.data_address_from = data_address_from
         self.draining = False
 
     async def Prefill(  # noqa: N802 - named by the protocol
@@ -114,7 +114,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             offer = self._runtime.offer(export, release)
         except RefusedError as error:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
-        host, port = self._data_address_from.get(request.site, (offer.host, offer.port))
+        host, port = self.data_address_from.get(request.site, (offer.host, offer.port))
         yield worker_pb2.FetchBlocksReply(
             offer=worker_pb2.BlockOffer(
                 host=host,

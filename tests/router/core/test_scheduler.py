@@ -338,7 +338,7 @@ def test_a_retry_that_finds_no_room_waits_and_keeps_its_count():
     tell(
         made,
         (0.0, RequestArrived(request=again), [Sent("r", "a")]),
-        (0.1, load("a", running=1), []),
+        (0.1, load("a", running=2), []),
         (0.2, failed(again, "a"), []),
         (0.25, finished("r"), []),
         (0.3, load("a", 2), [Sent("r", "a", 2)]),
@@ -507,13 +507,13 @@ def test_room_appears_and_who_waits_is_placed(events):
 
 
 def test_memory_is_room_too():
-    """A worker with free slots and no free blocks is full."""
+    """A worker with free slots and no free blocks is full; what others hold there counts beside ours."""
     made = scheduler(worker("a", kv_blocks_max=15))
     tell(
         made,
         (0.0, arrived("r", tokens=100), [Sent("r", "a")]),
         (0.0, arrived("s", tokens=100), []),
-        (0.1, load("a", used=8), []),
+        (0.1, load("a", used=8 + 8), []),
         (0.2, finished("r"), []),
         (0.3, load("a", 2, used=7), [Sent("s", "a")]),
     )
@@ -543,9 +543,9 @@ def test_a_large_request_at_the_head_does_not_keep_small_ones_waiting():
         (0.0, arrived("large", tokens=300), []),
         (0.0, arrived("small", tokens=100, arrived_s=0.1), []),
         (0.0, arrived("also small", tokens=100, arrived_s=0.2), []),
-        (0.1, load("a", used=13), []),
-        (0.2, finished("r"), []),
-        (0.3, load("a", 2, used=8), [Sent("small", "a"), Sent("also small", "a")]),
+        (0.1, load("a", used=14 + 9), []),
+        (0.2, finished("r"), [Sent("small", "a")]),
+        (0.3, load("a", 2, used=8), [Sent("also small", "a")]),
     )
 
 
@@ -558,7 +558,7 @@ def test_only_so_many_are_tried_when_the_first_do_not_fit():
         (0.0, arrived("large", tokens=300), []),
         (0.0, arrived("large too", tokens=300, arrived_s=0.1), []),
         (0.0, arrived("small", tokens=100, arrived_s=0.2), []),
-        (0.1, load("a", used=8), []),
+        (0.1, load("a", used=14 + 8, running=1), []),
         (0.2, finished("r"), []),
         (0.3, RequestCancelled(request_id=RequestId("large too")), []),
         (0.4, load("a", 2, used=8), [Sent("small", "a")]),

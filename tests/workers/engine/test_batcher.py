@@ -81,7 +81,14 @@ class BatcherMachine(RuleBasedStateMachine):
         piece=st.integers(1, 5),
     )
     def submit(
-        self, family: int, length: int, fork: int, output: int, waiting: Waiting, span: tuple[int, int] | None, piece: int
+        self,
+        family: int,
+        length: int,
+        fork: int,
+        output: int,
+        waiting: Waiting,
+        span: tuple[int, int] | None,
+        piece: int,
     ) -> None:
         self.count += 1
         sequence = Sequence(
@@ -140,11 +147,19 @@ class BatcherMachine(RuleBasedStateMachine):
     def pulls(self) -> list[Tracked]:
         return [tracked for tracked in [*self.live.values(), *self.zombies] if tracked.pulling]
 
-    @rule(data=st.data())
+    @rule(data=st.data(), more=st.integers(0, 8), arrive=st.booleans())
     @precondition(lambda self: self.pulls())
-    def claim(self, data: st.DataObject) -> None:
-        """The next piece's header is here; when it is not wanted the pull is over, as ArrivalSink decides."""
+    def claim(self, data: st.DataObject, more: int, arrive: bool) -> None:
+        """Headers of the next pieces are here, and maybe the pieces too."""
         tracked = self.one_of(data, self.pulls())
+        for _ in range(1 + more):
+            if tracked.pulling:
+                self.claim_piece(tracked)
+            if arrive and tracked.claimed:
+                self.arrive_block(tracked, tracked.claimed.pop())
+
+    def claim_piece(self, tracked: Tracked) -> None:
+        """One piece's header is here; when it is not wanted the pull is over, as ArrivalSink decides."""
         piece, tracked.unsent = tracked.unsent[: tracked.piece], tracked.unsent[tracked.piece :]
         needed = range(min(piece), max(piece) + 1) if piece else range(0)
         if not needed or not tracked.sequence.claim(needed):
@@ -162,7 +177,9 @@ class BatcherMachine(RuleBasedStateMachine):
     @precondition(lambda self: any(tracked.claimed for tracked in self.live.values()))
     def arrive(self, data: st.DataObject) -> None:
         tracked = self.one_of(data, [t for t in self.live.values() if t.claimed])
-        position = tracked.claimed.pop(data.draw(st.integers(0, len(tracked.claimed) - 1)))
+        self.arrive_block(tracked, tracked.claimed.pop(data.draw(st.integers(0, len(tracked.claimed) - 1))))
+
+    def arrive_block(self, tracked: Tracked, position: int) -> None:
         for at in range(position * BLOCK, position * BLOCK + BLOCK):
             self.came_from(tracked, at, "wire")
             self.memory[tracked.sequence.blocks[position]][at % BLOCK] = tracked.kv[at]
