@@ -122,6 +122,11 @@ class Job:
         """Tokens of the prompt that were computed here."""
         return sum(part.end - part.start for part in self.computed)
 
+    async def pulled(self, timeout_s: float) -> None:
+        """Wait until the arrivals have ended, at most for `timeout_s`."""
+        if self.pulling:
+            await asyncio.wait(self.pulling, timeout=timeout_s)
+
     def note_computed(self, start: int, end: int, seconds: float) -> None:
         """Add one pass's share; a range that continues the last is one with it."""
         if self.computed and self.computed[-1].end == start:

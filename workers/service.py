@@ -24,6 +24,11 @@ _ORDERS = {
 }
 
 
+REPORT_WAIT_S = 0.1
+"""How long a first token may be held back until the transfer that made it possible has ended too and can be reported:
+the last block is used before the last frame has come. Nearly always nothing."""
+
+
 class WorkerService(worker_pb2_grpc.WorkerServicer):
     """Turns calls into jobs. A call that is cancelled cancels its job."""
 
@@ -55,6 +60,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             raise
         if isinstance(output, Broken):
             await _abort_broken(context, output)
+        await job.pulled(REPORT_WAIT_S)
         return worker_pb2.PrefillReply(
             prefills=prefill_outcomes(job, self._worker_id),
             transfers=transfer_outcomes(job, self._worker_id),
@@ -79,6 +85,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
                 finish_reason = output.finish_reason
                 tokens = worker_pb2.NewTokens(ids=[output.token], finish_reason=finish_reason)
                 if start is None:
+                    await job.pulled(REPORT_WAIT_S)
                     start = self._start(job)
                     tokens.start.CopyFrom(start)
                 yield worker_pb2.DecodeReply(tokens=tokens)

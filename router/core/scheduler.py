@@ -342,7 +342,7 @@ class Scheduler:
     def _cancelled(self, request: RequestId) -> list[Command]:
         self._attempts.pop(request, None)
         if self.admission.remove(request) is not None:
-            return []
+            return self._pump()
         if self._unbook(request) is None:
             return []
         return [Cancel(request_id=request, reason="the sender went away"), *self._pump()]

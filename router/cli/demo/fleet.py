@@ -4,7 +4,6 @@ Two small sites have little KV memory each; long prompts go to a prefill pool in
 The router's beliefs about links are wrong on purpose, the same for all: what it knows better at the end, it learned.
 """
 
-import os
 import socket
 from dataclasses import dataclass
 from typing import Any
@@ -38,17 +37,16 @@ class Place:
     id: str
     site: str
     role: str
-    threads: int
-    kv_blocks: int
+    has_much_memory: bool
     requests_max: int
 
 
 PLACES = (
-    Place(id="ams-1", site="amsterdam", role="both", threads=1, kv_blocks=64, requests_max=1),
-    Place(id="fra-1", site="frankfurt", role="both", threads=1, kv_blocks=64, requests_max=1),
-    Place(id="fra-p", site="frankfurt", role="prefill", threads=1, kv_blocks=400, requests_max=4),
-    Place(id="vir-d1", site="virginia", role="decode", threads=1, kv_blocks=200, requests_max=1),
-    Place(id="vir-d2", site="virginia", role="decode", threads=1, kv_blocks=200, requests_max=1),
+    Place(id="ams-1", site="amsterdam", role="both", has_much_memory=False, requests_max=1),
+    Place(id="fra-1", site="frankfurt", role="both", has_much_memory=False, requests_max=1),
+    Place(id="fra-p", site="frankfurt", role="prefill", has_much_memory=True, requests_max=4),
+    Place(id="vir-d1", site="virginia", role="decode", has_much_memory=True, requests_max=1),
+    Place(id="vir-d2", site="virginia", role="decode", has_much_memory=True, requests_max=1),
 )
 REFERENCE = "ams-1"
 """The worker whose speed the links are scaled to."""
@@ -87,7 +85,15 @@ def free_ports(count: int) -> list[int]:
             one.close()
 
 
-async def lay_out(wan: Wan, model: str) -> Config:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """KV blocks of the small sites, which hold the script's middling prompts but not its longest, and of the others."""
+
+    small_blocks: int
+    large_blocks: int
+
+
+async def lay_out(wan: Wan, model: str, memory: Memory) -> Config:
     """Choose ports, open a gateway for every pair that has to talk across sites, and write it all into one config."""
     ports = iter(free_ports(2 + 2 * len(PLACES)))
     router, http = f"127.0.0.1:{next(ports)}", f"127.0.0.1:{next(ports)}"
@@ -103,8 +109,8 @@ async def lay_out(wan: Wan, model: str) -> Config:
                 "model": model_name(model),
                 "source": model,
                 "role": place.role,
-                "threads": min(place.threads, os.cpu_count() or 1),
-                "kv_blocks_max": place.kv_blocks,
+                "threads": 1,
+                "kv_blocks_max": memory.large_blocks if place.has_much_memory else memory.small_blocks,
                 "requests_max": place.requests_max,
                 "step_tokens_max": 512,
                 "listen": f"127.0.0.1:{control}",

@@ -16,16 +16,17 @@ from homing.workers.emulation import Wan
 from homing.workers.model.sources import load_tokenizer
 
 from ..client import told
-from .fleet import PLACES, REFERENCE, emulated_links, lay_out, scale_links
+from .fleet import PLACES, REFERENCE, Memory, emulated_links, lay_out, scale_links
 from .play import Played, Player, recompute
 from .processes import Processes
 from .report import learned_links, show, wide_console, write_json
-from .script import STEPS
+from .script import STEPS, longest_prompts
 
 console = wide_console()
 
 DEFAULT_MODEL = "smollm2"
 JOIN_TIMEOUT_S = 120.0
+BLOCK_TOKENS = 16
 SCALE_TOKENS = 512
 """The prompt length at which moving and computing are balanced."""
 CHECKER = "fra-p"
@@ -55,7 +56,7 @@ def _available(model: str) -> str:
 async def _demo(model: str, directory: Path, out: Path | None, *, verbose: bool) -> None:
     began_s = time.monotonic()
     async with Wan(emulated_links()) as wan, Processes(directory, verbose=verbose) as processes:
-        config = await lay_out(wan, model)
+        config = await lay_out(wan, model, _memory(model))
         _introduce(model)
         async with grpc.aio.insecure_channel(config.router.listen) as channel:
             router = RouterStub(channel)
@@ -71,6 +72,12 @@ async def _demo(model: str, directory: Path, out: Path | None, *, verbose: bool)
     console.print(f"The whole demo took {time.monotonic() - began_s:.0f} s.")
     if out is not None:
         write_json(out, played, links)
+
+
+def _memory(model: str) -> Memory:
+    """Room for one chapter at a time in the small sites, and for several books in the others."""
+    chapter_tokens, book_tokens = longest_prompts(load_tokenizer(model).chat)
+    return Memory(small_blocks=chapter_tokens // BLOCK_TOKENS + 8, large_blocks=4 * book_tokens // BLOCK_TOKENS)
 
 
 def _introduce(model: str) -> None:

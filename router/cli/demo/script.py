@@ -152,3 +152,11 @@ STEPS = (
         messages=_book("What is the cat's name?"),
     ),
 )
+
+
+def longest_prompts(tokens_of: Callable[[Messages], list[int]]) -> tuple[int, int]:
+    """Tokens, answer included, of the longest prompt about a chapter and of the longest about the book."""
+    lengths = {step.name: len(tokens_of(step.messages({}))) for step in STEPS if not step.name.startswith("talk")}
+    chapter = max(tokens for name, tokens in lengths.items() if name.startswith("chapter"))
+    book = max(tokens for name, tokens in lengths.items() if name.startswith("book"))
+    return chapter + LONG_ANSWER, book + LONG_ANSWER

@@ -134,7 +134,7 @@ def test_a_sender_who_goes_away_while_the_request_is_out():
 
 
 def test_a_sender_who_goes_away_while_the_request_waits():
-    """There is nobody to tell: no command."""
+    """There is nobody to tell: no command about it."""
     made = scheduler(worker("a", requests_max=1))
     gone = RequestCancelled(request_id=RequestId("second"))
     tell(
@@ -560,8 +560,8 @@ def test_only_so_many_are_tried_when_the_first_do_not_fit():
         (0.0, arrived("small", tokens=100, arrived_s=0.2), []),
         (0.1, load("a", used=14 + 8, running=1), []),
         (0.2, finished("r"), []),
-        (0.3, RequestCancelled(request_id=RequestId("large too")), []),
-        (0.4, load("a", 2, used=8), [Sent("small", "a")]),
+        (0.3, TimerFired(), []),
+        (0.3, RequestCancelled(request_id=RequestId("large too")), [Sent("small", "a")]),
     )
 
 

@@ -119,6 +119,10 @@ class Storm(RuleBasedStateMachine):
         del self.joined[name]
         self.draining.discard(name)
 
+    @staticmethod
+    def id_of(command):
+        return command.decision.request.id if isinstance(command, Dispatch) else command.request_id
+
     def pick(self, among, number):
         return sorted(among)[number % len(among)]
 
@@ -208,7 +212,8 @@ class Storm(RuleBasedStateMachine):
         name = self.pick(self.waits, number)
         del self.waits[name]
         self.end(name)
-        assert self.tell(RequestCancelled(request_id=name)) == []
+        commands = self.tell(RequestCancelled(request_id=name))
+        assert all(isinstance(command, Dispatch | Reject) and self.id_of(command) != name for command in commands)
 
     @precondition(lambda self: self.out)
     @rule(number=picks)
@@ -307,6 +312,17 @@ class Storm(RuleBasedStateMachine):
         for name, one in self.joined.items():
             assert self.made.fleet.ledger.running(name) <= one.requests_max + self.strangers(name)
 
+    @invariant()
+    def nobody_waits_beside_room(self):
+        """I7, as far as `backfill_max` lets the core look."""
+        if not hasattr(self, "made"):
+            return
+        for waiting in list(self.made.admission)[: LIMITS.backfill_max + 1]:
+            question = self.made.question(waiting)
+            alone = [w for w in question.prefillers() if w.worker.role.can_decode]
+            late = waiting.ttft_deadline_s is not None and waiting.ttft_deadline_s <= self.now
+            assert late or not alone, f"{waiting.id} waits, {alone[0].worker.id} has room"
+
     def strangers(self, name):
         """Requests of this worker's former life, which end when their executors say so."""
         return sum(
@@ -346,4 +362,4 @@ class Storm(RuleBasedStateMachine):
 
 
 TestStorm = Storm.TestCase
-TestStorm.settings = settings(max_examples=2000, stateful_step_count=60, deadline=None)
+TestStorm.settings = settings(max_examples=250, stateful_step_count=60, deadline=None)

@@ -144,7 +144,7 @@ def test_llama3_scaling_leaves_high_frequencies_and_slows_low_ones():
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (step((1,), start=2048, table=range(129)), "context of 2048"),
+        (step((1,), start=8192, table=range(513)), "context of 8192"),
         (step((512,)), "vocabulary of 512"),
         (step((-1,)), "vocabulary of 512"),
         (step(range(17), table=(0,)), "do not reach position 16"),
