@@ -33,6 +33,11 @@ log = logging.getLogger(__name__)
 FETCH_OFFER_S = 5.0
 HANDOVER_OFFER_S = 150.0
 """Longer than a prefill worker keeps us waiting before it says no."""
+CHANNEL_OPTIONS = [
+    # A worker that came back is found again within seconds, not gRPC's two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+]
 _REFUSALS = {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT}
 _ORDERS = {
     Order.FRONT_TO_BACK: worker_pb2.BLOCK_ORDER_FRONT_TO_BACK,
@@ -88,7 +93,7 @@ class Puller:
     def channel(self, address: str) -> grpc.aio.Channel:
         """The one connection to a worker's control address."""
         if address not in self._channels:
-            self._channels[address] = grpc.aio.insecure_channel(address)
+            self._channels[address] = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         return self._channels[address]
 
     def ask(self, source: Source, request_id: str, request: PullRequest) -> worker_pb2.FetchBlocksRequest:
@@ -137,7 +142,8 @@ class _Asking:
         call, offer = await self._open(request)
 
         async def messages() -> AsyncIterator[FrameMessage]:
-            async for reply in call:
+            # Not `async for`: the offer was read with `read`, and gRPC refuses to mix the two on one call.
+            while (reply := await call.read()) is not grpc.aio.EOF:
                 yield FrameMessage(header=reply.frame.header, payload=reply.frame.payload)
 
         async def close() -> None:
@@ -154,7 +160,7 @@ class _Asking:
     async def _open(self, request: PullRequest) -> tuple[Any, worker_pb2.BlockOffer]:
         """The call, whose first message was read, and that message."""
         channel = self._puller.channel(self._source.address)
-        await channel.channel_ready()
+        await _connected(channel, self._source)
         loop = asyncio.get_running_loop()
         asked_s = loop.time()
         call = _Stub(channel).FetchBlocks(self._puller.ask(self._source, self._request_id, request))
@@ -169,6 +175,16 @@ class _Asking:
         if not self._source.is_handover:
             self.rtt_s = loop.time() - asked_s
         return call, reply.offer
+
+
+async def _connected(channel: grpc.aio.Channel, source: Source) -> None:
+    """Wait for the connection; ConnectionError at once when nobody answers, since a request waits for these blocks."""
+    state = channel.get_state(try_to_connect=True)
+    while state is not grpc.ChannelConnectivity.READY:
+        if state in {grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN}:
+            raise ConnectionError(f"no connection to {source.worker_id} at {source.address}")
+        await channel.wait_for_state_change(state)
+        state = channel.get_state(try_to_connect=True)
 
 
 def _transferred(source: Source, report: TransferReport, rtt_s: float) -> Transferred:

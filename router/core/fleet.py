@@ -85,6 +85,7 @@ class Fleet:
         self._by_bit: dict[int, WorkerState] = {}
         self._pools: dict[ModelName, dict[Site, Pool]] = {}
         self._free_bits: list[int] = []
+        self._largest: dict[ModelName, int] = {}
 
     def __len__(self) -> int:
         return len(self._states)
@@ -112,6 +113,10 @@ class Fleet:
         """Models that some worker serves."""
         return sorted(model for model, pools in self._pools.items() if any(p.by_bit for p in pools.values()))
 
+    def largest_kv_blocks(self, model: ModelName) -> int | None:
+        """The KV blocks of the largest worker that serves a model; None when none does."""
+        return self._largest.get(model)
+
     def join(self, worker: Worker, now: float) -> WorkerState:
         """Add a worker; one that is here already must be lost first."""
         assert worker.id not in self._states, f"{worker.id} joined twice"
@@ -123,6 +128,7 @@ class Fleet:
         pool.mask |= state.mask
         pool.roles[worker.role] += 1
         self._insert(pool, state)
+        self._measure_largest(worker.model)
         return state
 
     def lose(self, worker: WorkerId) -> WorkerState | None:
@@ -136,6 +142,7 @@ class Fleet:
         pool.mask &= ~state.mask
         pool.roles[state.worker.role] -= 1
         self._free_bits.append(state.bit)
+        self._measure_largest(state.worker.model)
         return state
 
     def drain(self, worker: WorkerId) -> None:
@@ -217,6 +224,13 @@ class Fleet:
                 ranked = [*pool.idle, *pool.busy]
                 assert sorted(ranked) == sorted(s.prefill_rank for s in members if s.worker.role.can_prefill)
                 assert list(pool.decoders) == sorted(s.decode_rank for s in members if s.worker.role.can_decode)
+
+    def _measure_largest(self, model: ModelName) -> None:
+        sizes = [s.worker.kv_blocks_max for pool in self.pools(model).values() for s in pool.by_bit.values()]
+        if sizes:
+            self._largest[model] = max(sizes)
+        else:
+            self._largest.pop(model, None)
 
     def _pool(self, state: WorkerState) -> Pool:
         return self._pools[state.worker.model][state.worker.site]

@@ -13,7 +13,7 @@ bounded by the number of sites, not of workers:
 `tests/router/core/test_planner.py` holds the result against brute force on random fleets.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from random import Random
@@ -25,6 +25,9 @@ from .prefix_index import iter_bits
 from .price import Preparation, Source
 from .question import Question
 from .types import Plan, PlanKind, Role, Site
+
+ROUNDING_S = 1e-9
+"""Sums of the same terms in another order differ by less."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,17 +69,16 @@ class _Search:
         self._best: dict[PlanKind, Plan] = {}
         self._best_s = float("inf")
         self._sources = self._find_sources()
+        self._deepest = max((source.blocks for source in self._sources), default=0)
         self._ranked_sources: dict[Site, list[Source]] = {}
+        self._first_bytes_s: dict[Site, float] = {}
 
     def run(self) -> list[Plan]:
         prefillers = [worker for pool in self._question.pools().values() for worker in self._prefill_candidates(pool)]
         decoders = [worker for pool in self._question.pools().values() for worker in self._decode_candidates(pool)]
-        for worker in prefillers:
-            if worker.worker.role.can_decode:
-                self._alone(worker)
-        for worker in decoders:
-            self._without_prefill(worker)
-        if decoders and self._pricer.reusable:
+        self._alone([worker for worker in prefillers if worker.worker.role.can_decode])
+        self._without_prefill([worker for worker in decoders if not worker.worker.role.can_prefill])
+        if prefillers and decoders and self._pricer.reusable:
             self._remote(prefillers, decoders)
         return sorted(self._best.values(), key=_order)
 
@@ -86,35 +88,77 @@ class _Search:
             self._best[plan.kind] = plan
             self._best_s = min(self._best_s, plan.estimate.score_s)
 
-    def _alone(self, worker: WorkerState) -> None:
+    def _alone(self, workers: list[WorkerState]) -> None:
         """One worker computes and decodes: `local`, `fetch`, `split`."""
-        for prepared in self._preparations(worker, self._question.request.prompt_tokens):
-            self._offer(self._pricer.plan(prepared))
+        end_tokens = self._question.request.prompt_tokens
+        for least_s, worker in self._soonest_first(workers, end_tokens, share_of_network=1.0):
+            if least_s >= self._best_s:
+                break
+            network_s = self._pricer.network_s(worker)
+            for prepared in self._preparations(worker, end_tokens):
+                known = self._best.get(prepared.kind)
+                if known is None or network_s + prepared.score_s <= known.estimate.score_s + ROUNDING_S:
+                    self._offer(self._pricer.plan(prepared))
 
-    def _without_prefill(self, worker: WorkerState) -> None:
+    def _without_prefill(self, workers: list[WorkerState]) -> None:
         """A decode worker that has, or gets, all that can be reused: `local` on a full cache, `direct`."""
-        if worker.worker.role.can_prefill:
-            return
-        if self._question.needs_no_prefill(worker):
-            self._offer(self._question.local(worker))
-            return
-        for source in self._sources_for(worker, self._pricer.reusable):
-            self._offer(self._question.direct(worker, source))
+        for least_s, worker in self._soonest_first(workers, self._question.request.prompt_tokens, share_of_network=1.0):
+            if least_s >= self._best_s:
+                break
+            if self._question.needs_no_prefill(worker):
+                self._offer(self._question.local(worker))
+                continue
+            for source in self._sources_for(worker, self._pricer.reusable):
+                self._offer(self._question.direct(worker, source))
 
     def _remote(self, prefillers: list[WorkerState], decoders: list[WorkerState]) -> None:
-        """One worker computes, another decodes; stops where preparing alone takes longer than the best plan."""
-        nearest_s = min(self._pricer.network_s(worker) for worker in decoders) / 2
+        """One worker computes, another decodes; pairs that must take longer than the best plan are passed over."""
+        wanting = self._least_after(decoders)
         end_tokens = self._pricer.reusable * self._question.profile.block_tokens
-        prepared = [way for worker in prefillers for way in self._preparations(worker, end_tokens)]
-        wanting = [(w, self._question.held(w)) for w in decoders if not self._question.needs_no_prefill(w)]
-        for way in sorted(prepared, key=lambda way: (way.score_s, way.worker.bit)):
-            if PlanKind.REMOTE in self._best and way.score_s + nearest_s >= self._best_s:
-                break
-            if not way.computed_tokens:
-                continue
-            for decode, held in wanting:
-                if decode is not way.worker:
-                    self._offer(self._pricer.remote(way, decode, held))
+        for least_s, worker in self._soonest_first(prefillers, end_tokens, share_of_network=0.5):
+            if not wanting or self._is_beaten(least_s + wanting[0][0]):
+                return
+            half_network_s = self._pricer.network_s(worker) / 2
+            for way in self._preparations(worker, end_tokens):
+                if way.computed_tokens:
+                    self._hand_over(way, half_network_s + way.score_s, wanting)
+
+    def _hand_over(self, way: Preparation, before_s: float, wanting: list[tuple[float, WorkerState]]) -> None:
+        for after_s, decode in wanting:
+            if self._is_beaten(before_s + after_s):
+                return
+            if decode is not way.worker:
+                self._offer(self._pricer.remote(way, decode, self._question.held(decode)))
+
+    def _is_beaten(self, least_s: float) -> bool:
+        """Whether a remote plan of at least so many seconds cannot win, with one to show as the runner-up."""
+        return least_s >= self._best_s and PlanKind.REMOTE in self._best
+
+    def _least_after(self, decoders: list[WorkerState]) -> list[tuple[float, WorkerState]]:
+        """Decode workers that lack something, with the least that a remote plan spends there and on the way back."""
+        pricer = self._pricer
+        found = [(pricer.network_s(w) / 2 + pricer.tail_s(w), w) for w in decoders if self._wants_a_handover(w)]
+        return sorted(found, key=_by_bound)
+
+    def _soonest_first(
+        self, workers: list[WorkerState], end_tokens: int, *, share_of_network: float
+    ) -> list[tuple[float, WorkerState]]:
+        """Workers with the least time that any preparation takes on them, whatever the source, and its network."""
+        found = []
+        for worker in workers:
+            held = self._question.held(worker)
+            least_s = self._pricer.least_ready_s(worker, held, self._deepest, self._first_byte_s(worker), end_tokens)
+            found.append((least_s + share_of_network * self._pricer.network_s(worker), worker))
+        return sorted(found, key=_by_bound)
+
+    def _first_byte_s(self, worker: WorkerState) -> float:
+        """How soon any source could begin to send to a worker's site."""
+        site = worker.worker.site
+        known = self._first_bytes_s.get(site)
+        if known is None:
+            latencies_s = (self._pricer.way(source.state.worker.site, site).latency_s for source in self._sources)
+            known = self._first_bytes_s[site] = min(latencies_s, default=0.0)
+        return known
 
     def _preparations(self, worker: WorkerState, end_tokens: int) -> Iterator[Preparation]:
         held = self._question.held(worker)
@@ -130,30 +174,40 @@ class _Search:
         roles = [role for role in pool.roles if role.can_prefill]
         chosen = [*self._heads(pool, pool.idle, roles), *self._heads(pool, pool.busy, roles)]
         yield from chosen
-        for worker in self._holders(pool, chosen, lambda w: self._question.fleet.queue_s(w, now)):
-            if worker.worker.role.can_prefill:
-                yield worker
+        yield from self._holders(pool, chosen, roles, lambda w: self._question.fleet.queue_s(w, now))
 
     def _decode_candidates(self, pool: Pool) -> Iterator[WorkerState]:
-        chosen = self._heads(pool, pool.decoders, [role for role in pool.roles if role.can_decode])
+        roles = [role for role in pool.roles if role.can_decode]
+        chosen = self._heads(pool, pool.decoders, roles, self._wants_a_handover if self._pricer.reusable else None)
         yield from chosen
-        for worker in self._holders(pool, chosen, lambda w: float(self._question.fleet.running(w))):
-            if worker.worker.role.can_decode:
-                yield worker
+        yield from self._holders(pool, chosen, roles, lambda w: float(self._question.fleet.running(w)))
 
-    def _heads(self, pool: Pool, rank: "SortedList[tuple[float, int]]", roles: Iterable[Role]) -> list[WorkerState]:
+    def _wants_a_handover(self, worker: WorkerState) -> bool:
+        return not self._question.needs_no_prefill(worker)
+
+    def _heads(
+        self,
+        pool: Pool,
+        rank: "SortedList[tuple[float, int]]",
+        roles: list[Role],
+        fits: Callable[[WorkerState], bool] | None = None,
+    ) -> list[WorkerState]:
         """The first of a rank that may take the request, some of each role, since roles do not replace each other.
 
-        Beyond `scan` the search goes on only as long as nobody was found: no request waits beside room (I7).
+        Beyond `scan` the search goes on only as long as nobody could take it: no request waits beside room (I7).
         """
         found: list[WorkerState] = []
         wanted = dict.fromkeys(roles, self._breadth.ranked)
+        room = False
         for looked_at, (_, bit) in enumerate(rank):
-            if not wanted or (found and looked_at >= self._breadth.scan):
+            if not wanted or (room and looked_at >= self._breadth.scan):
                 break
             worker = pool.by_bit[bit]
             role = worker.worker.role
-            if role in wanted and self._question.may_take(worker):
+            if role not in wanted or not self._question.may_take(worker):
+                continue
+            room = True
+            if fits is None or fits(worker):
                 found.append(worker)
                 wanted[role] -= 1
                 if not wanted[role]:
@@ -161,18 +215,20 @@ class _Search:
         return found
 
     def _holders(
-        self, pool: Pool, chosen: list[WorkerState], load: Callable[[WorkerState], float]
+        self, pool: Pool, chosen: list[WorkerState], roles: list[Role], load: Callable[[WorkerState], float]
     ) -> Iterator[WorkerState]:
-        """The least loaded workers of the deepest levels that this pool has, without those chosen already."""
+        """Of each role the least loaded workers of the deepest levels here, without those chosen already."""
         seen = sum(worker.mask for worker in chosen)
         levels = 0
         for level in self._question.levels:
-            here = level.holders & pool.mask
+            here = level.holders & pool.mask & ~seen
             if not here:
                 continue
-            able = [worker for worker in self._some(pool, here & ~seen) if self._question.may_take(worker)]
-            yield from sorted(able, key=lambda w: (load(w), w.bit))[: self._breadth.per_level]
-            levels += 1
+            able = [w for w in self._some(pool, here) if w.worker.role in roles and self._question.may_take(w)]
+            able.sort(key=lambda w: (load(w), w.bit))
+            for role in roles:
+                yield from [w for w in able if w.worker.role is role][: self._breadth.per_level]
+            levels += bool(able)
             if levels == self._breadth.levels:
                 return
 
@@ -214,6 +270,10 @@ class _Search:
         moved = self._question.profile.moved_bytes(tokens)
         transfer_s = self._pricer.transfer_s(source.state.worker.site, site, moved)
         return transfer_s + source.state.rate.prefill_s(tokens, self._question.request.prompt_tokens)
+
+
+def _by_bound(bounded: tuple[float, WorkerState]) -> tuple[float, int]:
+    return bounded[0], bounded[1].bit
 
 
 def _order(plan: Plan) -> tuple[float, int, str, str]:

@@ -31,6 +31,17 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
+class Way:
+    """One direction between two sites, at the moment of the question, for one more flow beside those in flight."""
+
+    rtt_s: float
+    latency_s: float
+    """From asking for blocks until the first byte arrives."""
+    byte_s: float
+    """Seconds per byte of this flow's share."""
+
+
+@dataclass(frozen=True, slots=True)
 class Preparation:
     """A way for a worker to have blocks `[0, end)` of the prompt: what it computes, and what it gets from where.
 
@@ -87,6 +98,7 @@ class Pricer:
         self._entry = request.origin or entry
         self._overhead_s = overhead_s
         self.reusable = min(len(request.block_keys), reusable_blocks(request.prompt_tokens, profile.block_tokens))
+        self._ways: dict[tuple[Site, Site], Way] = {}
         self.priced = 0
 
     def network_s(self, worker: WorkerState) -> float:
@@ -95,19 +107,37 @@ class Pricer:
 
     def _round_s(self, there: WorkerState, back: WorkerState) -> float:
         """Half a round trip to `there`, half a one from `back`; what travels between the two is priced apart."""
-        rtt_there_s = self.topology.rate(self._entry, there.worker.site).rtt_s
-        rtt_back_s = self.topology.rate(self._entry, back.worker.site).rtt_s
+        rtt_there_s = self.way(self._entry, there.worker.site).rtt_s
+        rtt_back_s = self.way(self._entry, back.worker.site).rtt_s
         return (rtt_there_s + rtt_back_s) / 2 + self._overhead_s
+
+    def way(self, source: Site, target: Site) -> Way:
+        """What is believed of a link; looked up once per question."""
+        known = self._ways.get((source, target))
+        if known is None:
+            rate = self.topology.rate(source, target)
+            flows = 1 + self.fleet.ledger.flows((source, target))
+            known = Way(rate.rtt_s, SETUP_ROUND_TRIPS * rate.rtt_s, flows / rate.bytes_per_s)
+            self._ways[source, target] = known
+        return known
 
     def transfer_s(self, source: Site, target: Site, moved_bytes: int) -> float:
         """`setup + bytes/share`: the share is what the link gives one more flow beside those in flight."""
-        rate = self.topology.rate(source, target)
-        share = rate.bytes_per_s / (1 + self.fleet.ledger.flows((source, target)))
-        return self.latency_s(source, target) + moved_bytes / share
+        way = self.way(source, target)
+        return way.latency_s + moved_bytes * way.byte_s
 
-    def latency_s(self, source: Site, target: Site) -> float:
-        """From asking for blocks until the first byte arrives."""
-        return SETUP_ROUND_TRIPS * self.topology.rate(source, target).rtt_s
+    def least_ready_s(
+        self, worker: WorkerState, held: int, source_blocks: int, first_byte_s: float, end_tokens: int
+    ) -> float:
+        """What no preparation of `worker` can be quicker than: alone, or helped by a source of at most so many blocks
+        whose first byte takes at least so long.
+        """
+        queue_s = self.fleet.queue_s(worker, self.now)
+        alone_s = queue_s + worker.rate.prefill_s(held * self.profile.block_tokens, end_tokens)
+        if source_blocks <= held:
+            return alone_s
+        rest_s = worker.rate.prefill_s(source_blocks * self.profile.block_tokens, end_tokens)
+        return min(alone_s, max(queue_s, first_byte_s) + rest_s)
 
     def compute(self, worker: WorkerState, held: int, end_tokens: int) -> Preparation:
         """`worker` computes everything after the `held` blocks that it has, up to token `end_tokens`."""
@@ -142,15 +172,14 @@ class Pricer:
         if self.profile.state_bytes:
             return None
         queue_s = self.fleet.queue_s(worker, self.now)
-        sites = (source.state.worker.site, worker.worker.site)
+        way = self.way(source.state.worker.site, worker.worker.site)
         block_tokens = self.profile.block_tokens
-        share = self.topology.rate(*sites).bytes_per_s / (1 + self.fleet.ledger.flows(sites))
         meet_tokens = meeting_point(
             worker.rate,
             held * block_tokens,
             have * block_tokens,
-            head_start_s=self.latency_s(*sites) - queue_s,
-            seconds_per_token=self.profile.bytes_per_token / share,
+            head_start_s=way.latency_s - queue_s,
+            seconds_per_token=self.profile.bytes_per_token * way.byte_s,
         )
         meet = round(meet_tokens / block_tokens)
         if min(meet - held, have - meet) * block_tokens < SPLIT_TOKENS_MIN:
@@ -158,7 +187,7 @@ class Pricer:
         moved = self._moved_bytes(have - meet)
         head_s = worker.rate.prefill_s(held * block_tokens, meet * block_tokens)
         tail_s = worker.rate.prefill_s(have * block_tokens, end_tokens)
-        meets_s = max(queue_s + head_s, self.latency_s(*sites) + moved / share)
+        meets_s = max(queue_s + head_s, way.latency_s + moved * way.byte_s)
         return self._prepared(
             PlanKind.SPLIT,
             worker,
@@ -203,12 +232,12 @@ class Pricer:
         sites = (prepared.worker.worker.site, decode.worker.site)
         held = min(held, self.reusable)
         shipped = self._moved_bytes(self.reusable - held)
-        rate = self.topology.rate(*sites)
-        sending_s = shipped * (1 + self.fleet.ledger.flows(sites)) / rate.bytes_per_s
+        way = self.way(*sites)
+        sending_s = shipped * way.byte_s
         overlap_s = (prepared.fetch_s + prepared.prefill_s) * (1 - 1 / self.profile.layers)
-        ship_s = rate.rtt_s / 2 + max(sending_s / self.profile.layers, sending_s - overlap_s)
-        late_s = max(0.0, self.latency_s(*sites) - prepared.ready_s)
-        tail_s = decode.rate.prefill_s(self.reusable * self.profile.block_tokens, self.request.prompt_tokens)
+        ship_s = way.rtt_s / 2 + max(sending_s / self.profile.layers, sending_s - overlap_s)
+        late_s = max(0.0, way.latency_s - prepared.ready_s)
+        tail_s = self.tail_s(decode)
         toll_s = self.tolls.link_s(self.topology, *sites, shipped) + self.tolls.compute_s(decode.worker.id, tail_s)
         move = self._move(MoveKind.SHIP, prepared.worker, decode, held, self.reusable, shipped)
         estimate = Estimate(
@@ -231,6 +260,10 @@ class Pricer:
             prefill_compute_s=prepared.compute_s,
             decode_compute_s=tail_s,
         )
+
+    def tail_s(self, decode: WorkerState) -> float:
+        """What the decode worker of a remote plan computes itself: the last, incomplete block."""
+        return decode.rate.prefill_s(self.reusable * self.profile.block_tokens, self.request.prompt_tokens)
 
     def _tail_tokens(self) -> int:
         return self.request.prompt_tokens - self.reusable * self.profile.block_tokens

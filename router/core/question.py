@@ -35,15 +35,18 @@ class Question:
         self.levels = levels
         self.pricer = pricer
         self.excluded = excluded
+        self._held: dict[int, int] = {}
         self._group = group or (request.model,)
         self.blocks = -(-(request.prompt_tokens + request.max_output_tokens) // profile.block_tokens)
 
     def held(self, worker: WorkerState) -> int:
         """How many leading blocks of the prompt a worker has, of those that can be reused."""
-        for level in self.levels:
-            if level.holders >> worker.bit & 1:
-                return min(level.depth, self.pricer.reusable)
-        return 0
+        held = self._held.get(worker.bit)
+        if held is None:
+            mask = worker.mask
+            depth = next((level.depth for level in self.levels if level.holders & mask), 0)
+            held = self._held[worker.bit] = min(depth, self.pricer.reusable)
+        return held
 
     def pools(self) -> dict[Site, Pool]:
         """The pools that serve the request's model, by site."""

@@ -28,18 +28,15 @@ ABSURD = 1e3
 class LearnedScale:
     """A positive number learned in the log domain with exponential forgetting and clipped steps."""
 
-    __slots__ = ("_log_value", "_weight", "samples")
+    __slots__ = ("_log_value", "_weight", "samples", "value")
 
     def __init__(self, prior: float) -> None:
         assert prior > 0, prior
+        self.value = prior
+        """The current belief."""
         self._log_value = log(prior)
         self._weight = PRIOR_WEIGHT
         self.samples = 0
-
-    @property
-    def value(self) -> float:
-        """The current belief."""
-        return exp(self._log_value)
 
     def learn(self, measured: float) -> None:
         """Move towards one measurement (positive, finite; others are ignored: they are clock noise, not speeds)."""
@@ -50,6 +47,7 @@ class LearnedScale:
             step = max(-STEP_MAX, min(STEP_MAX, step))
         self._weight = self._weight * MEMORY + 1.0
         self._log_value += step / self._weight
+        self.value = exp(self._log_value)
         self.samples += 1
 
 

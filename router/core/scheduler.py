@@ -15,7 +15,6 @@ from sortedcontainers import SortedList
 
 from .admission import Admission
 from .commands import Abandon, Cancel, Command, Dispatch, Forget, Reject, Resync
-from .errors import EventError
 from .events import (
     BlocksRemoved,
     BlocksStored,
@@ -37,30 +36,21 @@ from .events import (
     WorkerJoined,
     WorkerLost,
 )
-from .fleet import Fleet
-from .ledger import Charge, Flow
 from .policies import Policy
-from .prefix_index import PrefixIndex
-from .price import Pricer
 from .question import Question
-from .rates import LearnedScale
 from .tolls import Tolls
 from .topology import Topology
 from .types import (
     Decision,
-    ModelName,
     ModelProfile,
     Plan,
-    PlanKind,
     RejectReason,
     Request,
     RequestId,
     Site,
-    Tier,
     WorkerId,
 )
-
-OVERHEAD_PRIOR_S = 0.005
+from .world import CacheChange, World
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,18 +104,16 @@ class Scheduler:
         limits: Limits | None = None,
         tolls: Tolls | None = None,
     ) -> None:
-        self.models: dict[ModelName, ModelProfile] = {profile.name: profile for profile in models}
-        self.topology = topology
+        self.world = World(models=models, topology=topology, tolls=tolls or Tolls(), site=site)
+        self.models = self.world.models
+        self.topology = self.world.topology
+        self.fleet = self.world.fleet
+        self.index = self.world.index
         self.policy = policy
         self.limits = limits or Limits()
-        self.tolls = tolls or Tolls()
-        self.fleet = Fleet()
-        self.index = {tier: PrefixIndex() for tier in Tier}
         self.admission = Admission(self.limits.queue_max)
-        self.overhead_s = LearnedScale(OVERHEAD_PRIOR_S)
         self.in_flight: dict[RequestId, InFlight] = {}
         self._random = random
-        self.site = site
         self._attempts: dict[RequestId, _Attempts] = {}
         self._leases: SortedList[tuple[float, RequestId]] = SortedList()
         self._out: dict[WorkerId, set[RequestId]] = {}
@@ -153,14 +141,9 @@ class Scheduler:
                 return self._pump()
             case BlocksStored() | BlocksRemoved() | CacheCleared():
                 return self._cache_changed(event)
-            case TransferFinished():
-                return self._transfer_finished(event)
-            case PrefillMeasured():
-                return self._prefill_measured(event)
-            case DecodeMeasured():
-                return self._decode_measured(event)
-            case LinkMeasured():
-                return self._link_measured(event)
+            case TransferFinished() | PrefillMeasured() | DecodeMeasured() | LinkMeasured():
+                self.world.learn(event, now)
+                return []
             case WorkerJoined():
                 self.fleet.join(event.worker, now)
                 return self._pump()
@@ -180,16 +163,18 @@ class Scheduler:
         times.append(self._leases[0][0] if self._leases else None)
         return min((time for time in times if time is not None), default=None)
 
+    def question(self, request: Request) -> Question:
+        """All that is known at this moment about where a request could go, for whoever asks without deciding."""
+        return self.world.question(request, self._now)
+
     def knows(self, request: RequestId) -> bool:
         """Whether a request of this id waits or is out."""
         return request in self.in_flight or request in self.admission
 
     def check(self) -> None:
         """Assert the invariants that can be seen from here (I1, I4, I10 within each part)."""
-        self.fleet.check()
+        self.world.check()
         self.admission.check()
-        for index in self.index.values():
-            index.check()
         assert not any(request in self.admission for request in self.in_flight), "waits and is out"
         assert len(self.fleet.ledger) <= len(self.in_flight)
         assert all(self.fleet.ledger.holds(r) is False for r in self._attempts if r not in self.in_flight)
@@ -212,14 +197,11 @@ class Scheduler:
         return self._place_or_wait(request)
 
     def _place_or_wait(self, request: Request) -> list[Command]:
-        room = max(
-            (s.worker.kv_blocks_max for p in self.fleet.pools(request.model).values() for s in p.by_bit.values()),
-            default=None,
-        )
+        room = self.fleet.largest_kv_blocks(request.model)
         if room is None:
             detail = f"no worker serves {request.model!r} at the moment"
             return self._give_up(request, RejectReason.NO_WORKER, detail, self.limits.retry_after_s)
-        blocks = -(-(request.prompt_tokens + request.max_output_tokens) // self._block_tokens(request))
+        blocks = self.world.blocks_needed(request)
         if blocks > room:
             detail = f"needs {blocks} KV blocks, the largest worker has {room}"
             return self._give_up(request, RejectReason.PROMPT_TOO_LONG, detail)
@@ -256,51 +238,20 @@ class Scheduler:
         failed = self._attempts[request.id].failed if request.id in self._attempts else set()
         states = [state for name in failed if (state := self.fleet.get(name)) is not None]
         excluded = sum(state.mask for state in states)
-        question = self.question(request, excluded=excluded)
+        question = self.world.question(request, self._now, excluded=excluded)
         plans = self.policy.choose(question, self._random)
         if not plans and excluded:
-            question = self.question(request)
+            question = self.world.question(request, self._now)
             plans = self.policy.choose(question, self._random)
         return (plans, question.pricer.priced) if plans else None
 
-    def question(self, request: Request, *, excluded: int = 0) -> Question:
-        """All that is known at this moment about where a request could go; asking changes nothing."""
-        profile = self.models[request.model]
-        group = tuple(name for name, other in self.models.items() if other.group == profile.group)
-        among = sum(pool.mask for name in group for pool in self.fleet.pools(name).values())
-        pricer = Pricer(
-            request,
-            profile,
-            self.fleet,
-            self.topology,
-            self.tolls,
-            entry=self.site,
-            overhead_s=self.overhead_s.value,
-            now=self._now,
-        )
-        levels = self.index[Tier.DEVICE].match(request.block_keys, among)
-        return Question(request, profile, self.fleet, levels, pricer, excluded=excluded, group=group)
-
     def _book(self, decision: Decision) -> None:
-        plan, request = decision.plan, decision.request
-        estimate = plan.estimate
-        compute = [(plan.prefill, plan.prefill_compute_s, estimate.computed_tokens)]
-        if plan.decode != plan.prefill:
-            compute.append((plan.decode, plan.decode_compute_s, self._block_tokens(request)))
-        total_tokens = request.prompt_tokens + request.max_output_tokens
-        blocks = -(-total_tokens // self._block_tokens(request))
-        flows = [
-            Flow(source=move.source, target=move.target, link=link, bytes=move.bytes)
-            for move in plan.moves
-            if (link := self._link(move.source, move.target)) is not None
-        ]
-        memory = tuple((worker, blocks) for worker in plan.workers)
-        charge = Charge(compute=tuple(compute), memory=memory, flows=tuple(flows))
-        self.fleet.charge(request.id, charge, self._now)
+        request = decision.request
+        self.fleet.charge(request.id, self.world.charge_of(decision), self._now)
         lease_until_s = self._now + self.limits.lease_s
         self.in_flight[request.id] = InFlight(decision, lease_until_s)
         self._leases.add((lease_until_s, request.id))
-        for worker in plan.workers:
+        for worker in decision.plan.workers:
             self._out.setdefault(worker, set()).add(request.id)
 
     def _unbook(self, request: RequestId) -> InFlight | None:
@@ -319,11 +270,7 @@ class Scheduler:
         flight = self.in_flight.get(event.request_id)
         if flight is None:
             return []
-        plan = flight.decision.plan
-        estimate = plan.estimate
-        if plan.kind is PlanKind.LOCAL and estimate.queue_s == 0:
-            without_overhead_s = estimate.ttft_s - self.overhead_s.value
-            self.overhead_s.learn(max(event.ttft_s - without_overhead_s, OVERHEAD_PRIOR_S / 10))
+        self.world.learn_overhead(flight.decision.plan, event.ttft_s)
         self.fleet.release_compute(event.request_id, self._now)
         return self._pump()
 
@@ -399,65 +346,13 @@ class Scheduler:
 
     # -- what workers tell ---------------------------------------------------------------------------------------
 
-    def _cache_changed(self, event: BlocksStored | BlocksRemoved | CacheCleared) -> list[Command]:
-        state = self.fleet.get(event.worker_id)
-        if state is None:
-            return []
-        try:
-            match event:
-                case BlocksStored():
-                    self.index[event.tier].stored(state.bit, event.keys, event.parent)
-                case BlocksRemoved():
-                    self.index[event.tier].removed(state.bit, event.keys)
-                case CacheCleared():
-                    self._clear(state.bit)
-        except EventError as error:
-            self._clear(state.bit)
-            return [Resync(worker_id=event.worker_id, reason=str(error))]
-        return []
-
-    def _clear(self, bit: int) -> None:
-        for index in self.index.values():
-            index.cleared(bit)
-
-    def _transfer_finished(self, event: TransferFinished) -> list[Command]:
-        flows = self.fleet.ledger.release_flow(event.request_id, event.source, event.target, self._now)
-        link = self._link(event.source, event.target)
-        if link is None:
-            return []
-        rate = self.topology.rate(*link)
-        if event.rtt_s is not None:
-            rate.learn_rtt_s(event.rtt_s)
-        if event.seconds is not None and event.seconds > 0 and event.bytes > 0:
-            rate.learn_bytes_per_s(event.bytes / event.seconds, flows or 1.0)
-        return []
-
-    def _prefill_measured(self, event: PrefillMeasured) -> list[Command]:
-        state = self.fleet.get(event.worker_id)
-        if state is not None:
-            state.rate.learn(event.cached_tokens, event.end_tokens, event.seconds)
-            self.fleet.rerank(event.worker_id)
-        return []
-
-    def _decode_measured(self, event: DecodeMeasured) -> list[Command]:
-        state = self.fleet.get(event.worker_id)
-        if state is not None and event.tokens > 0:
-            state.decode_step_s.learn(event.seconds / event.tokens)
-        return []
-
-    def _link_measured(self, event: LinkMeasured) -> list[Command]:
-        rate = self.topology.rate(event.source, event.target)
-        if event.rtt_s is not None:
-            rate.learn_rtt_s(event.rtt_s)
-        if event.bytes_per_s is not None:
-            rate.learn_bytes_per_s(event.bytes_per_s, 1.0)
-        return []
+    def _cache_changed(self, event: CacheChange) -> list[Command]:
+        contradiction = self.world.cache_changed(event)
+        return [Resync(worker_id=event.worker_id, reason=contradiction)] if contradiction else []
 
     def _worker_lost(self, worker: WorkerId, reason: str) -> list[Command]:
-        state = self.fleet.lose(worker)
-        if state is None:
+        if not self.world.lose(worker):
             return []
-        self._clear(state.bit)
         orphans = sorted(self._out.get(worker, ()))
         return [Abandon(request_id=request, worker_id=worker, reason=reason) for request in orphans]
 
@@ -483,10 +378,3 @@ class Scheduler:
             commands.append(Forget(worker_id=state.worker.id, reason=reason))
             commands += self._worker_lost(state.worker.id, reason)
         return commands
-
-    def _link(self, source: WorkerId, target: WorkerId) -> tuple[Site, Site] | None:
-        one, other = self.fleet.get(source), self.fleet.get(target)
-        return None if one is None or other is None else (one.worker.site, other.worker.site)
-
-    def _block_tokens(self, request: Request) -> int:
-        return self.models[request.model].block_tokens

@@ -11,10 +11,15 @@ NEAR_BYTES_PER_S = 1.25e9
 FAR_RTT_S = 0.05
 FAR_BYTES_PER_S = 1.25e7
 """Between two sites that no configured link joins: a cautious 100 Mbit/s of 50 ms, soon corrected by measuring."""
+RATES_MAX = 65_536
+"""Directions that are remembered: senders name sites too, and must not fill the memory by inventing names."""
 
 
 class Topology:
-    """Directed links between sites; a pair that was never configured gets a cautious prior on first use."""
+    """Directed links between sites; a pair that was never configured gets a cautious prior on first use.
+
+    Beyond `RATES_MAX` pairs the one that was learned of first is forgotten, back to its prior.
+    """
 
     def __init__(self, links: Iterable[Link] = ()) -> None:
         self._priors: dict[tuple[Site, Site], Link] = {(link.source, link.target): link for link in links}
@@ -25,6 +30,8 @@ class Topology:
         pair = (source, target)
         found = self._rates.get(pair)
         if found is None:
+            if len(self._rates) >= RATES_MAX:
+                del self._rates[next(iter(self._rates))]
             prior = self._priors.get(pair) or self._default(source, target)
             found = self._rates[pair] = LinkRate(prior.rtt_s, prior.bytes_per_s)
         return found

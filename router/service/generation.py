@@ -205,7 +205,7 @@ class Generation:
             return
         state = self._driver.scheduler.fleet.get(self._attempt.decision.plan.decode)
         if state is not None:
-            site = self._driver.scheduler.site
+            site = self._driver.scheduler.world.site
             self._driver.feed(LinkMeasured(source=site, target=state.worker.site, rtt_s=after_s))
 
     def _account(

@@ -51,7 +51,7 @@ class RouterProcess:
             tolls=Tolls(dollars_per_s=config.policy.dollars_per_s),
         )
         self.driver = Driver(self.scheduler)
-        self.workers = Workers(self.scheduler.site)
+        self.workers = Workers(self.scheduler.world.site)
         self.metrics = Metrics(self.scheduler)
         journal = DecisionJournal(section.decisions_kept)
         self.driver.observe(self.metrics)

@@ -12,7 +12,7 @@ def fleet_message(scheduler: Scheduler, workers: Workers, now: float) -> router_
     """All workers and links, and what is believed of them."""
     return router_pb2.GetFleetReply(
         policy=scheduler.policy.name,
-        site=scheduler.site,
+        site=scheduler.world.site,
         workers=[
             _worker(state, scheduler, workers, now)
             for state in sorted(scheduler.fleet, key=lambda state: state.worker.id)

@@ -15,6 +15,9 @@ from .types import Order, Piece
 
 # 1 MiB keeps a piece in the CPU's cache between checksum and socket, and is quicker than 4 MiB.
 PIECE_BYTES = 1024 * 1024
+# From the back, a piece is refused as soon as the receiver has computed into any of its blocks: what is at stake where
+# the two meet is one piece, so a small model's blocks must not all travel in one.
+MEETING_BLOCKS = 4
 
 
 class Export(ABC):
@@ -54,7 +57,8 @@ class Export(ABC):
 class CachedExport(Export):
     """Blocks that lie in the cache, all layers of a block together, in `order`.
 
-    A piece is a run of whole blocks of about 1 MiB; a block larger than that is cut into runs of its layers.
+    A piece is a run of whole blocks of about 1 MiB, from the back at most `MEETING_BLOCKS` of them; a block larger than
+    1 MiB is cut into runs of its layers.
     """
 
     def __init__(self, blocks: Sequence[int], order: Order, layers: int, layer_block_bytes: int) -> None:
@@ -152,6 +156,7 @@ def _cached_pieces(blocks: int, order: Order, layers: int, layer_block_bytes: in
     run = max(1, PIECE_BYTES // (layers * layer_block_bytes))
     firsts: Sequence[int] = range(0, blocks, run)
     if order is Order.BACK_TO_FRONT:
+        run = min(run, MEETING_BLOCKS)
         # Runs are counted from the back, so that the short one is the last sent.
         firsts = range(blocks - run, -run, -run)
     for first in firsts:

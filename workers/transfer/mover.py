@@ -170,10 +170,8 @@ def _check(layout: Layout, request: PullRequest, memory: BlockMemory) -> None:
             f"the source's KV ({layout.format!r}, {layout.layers} layers x {layout.layer_block_bytes} bytes) cannot "
             f"be used here ({memory.format!r}, {memory.layers} layers x {memory.layer_block_bytes} bytes)"
         )
-    if request.handover is not None or layout.blocks == len(request.keys):
-        return
-    # A source that has lost the back of a prefix may still send its front; from the back there is no such reading.
-    if layout.blocks > len(request.keys) or request.order is Order.BACK_TO_FRONT:
+    # A source that has lost the back of a prefix may still send its front, in either order: positions count from there.
+    if request.handover is None and layout.blocks > len(request.keys):
         raise RefusedError(f"the source offers {layout.blocks} blocks of {len(request.keys)} asked for")
 
 

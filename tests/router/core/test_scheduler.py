@@ -614,7 +614,7 @@ def test_the_overhead_of_a_dispatch_is_learned_from_plain_requests():
     made = scheduler(worker("a"), links=[link(HERE, HERE, 1e-5, 1e9)])
     tell(made, (0.0, arrived("r"), [Sent("r", "a")]))
     tell(made, (0.5, FirstToken(request_id=RequestId("r"), ttft_s=0.11 + 0.04), []))
-    assert made.overhead_s.value == pytest.approx(0.04, rel=0.25)
+    assert made.world.overhead_s.value == pytest.approx(0.04, rel=0.25)
 
 
 @pytest.mark.parametrize("nonsense", [float("nan"), float("inf"), -1.0, 0.0])
@@ -622,7 +622,7 @@ def test_a_broken_clock_teaches_nothing(nonsense):
     """Workers and clients tell these numbers; one of them must not spoil every later price."""
     made = scheduler(worker("a"))
     tell(made, (0.0, arrived("r"), [Sent("r", "a")]))
-    before = made.overhead_s.value, made.fleet.get(A).rate.prefill_s(0, 1000), made.topology.rate(HERE, HERE).rtt_s
+    before = made.world.overhead_s.value, made.fleet.get(A).rate.prefill_s(0, 1000), made.topology.rate(HERE, HERE).rtt_s
     tell(
         made,
         (0.1, PrefillMeasured(worker_id=A, cached_tokens=0, end_tokens=100, seconds=nonsense), []),
@@ -631,7 +631,7 @@ def test_a_broken_clock_teaches_nothing(nonsense):
     )
     assert before[1:] == (made.fleet.get(A).rate.prefill_s(0, 1000), made.topology.rate(HERE, HERE).rtt_s)
     tell(made, (0.2, FirstToken(request_id=RequestId("r"), ttft_s=nonsense), []))
-    assert 0 < made.overhead_s.value <= before[0]
+    assert 0 < made.world.overhead_s.value <= before[0]
     tell(made, (0.3, arrived("s"), [Sent("s", "a")]))
 
 
