@@ -2,6 +2,6 @@
 
 Nothing here reads a clock, draws randomness of its own, awaits or opens a socket; a lint contract says so. Reading
 order: `types` (the nouns), `events` and `commands` (the verbs), `blocks` and `prefix_index` (who holds what), `rates`,
-`topology`, `ledger`, `fleet`, `world` (what is believed), `price` and `planner` (what it would cost), `scheduler` (what is
-done).
+`topology`, `ledger`, `fleet`, `world` (what is believed), `price` and `planner` (what it would cost), and `scheduler`
+(what is done).
 """

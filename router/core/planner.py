@@ -4,13 +4,17 @@ All pairs of workers, sources and decoders would be millions of plans in a large
 bounded by the number of sites, not of workers:
 
 * *Heads of ranks.* Within one site links are the same for all workers, so a worker can only win by what it holds, how
-  soon it is free and how fast it is. Each site sends its best few by each: the head of the idle rank, the head of the
-  busy rank, and the least loaded of each of the deepest levels of the prefix. Where a site's workers are equally
-  fast, this loses nothing.
-* *Bounds.* A plan takes at least as long as its prefill takes to be ready. Once preparations are sorted by that, the
-  ones that begin beyond the best complete plan cannot win. This loses nothing ever.
+  soon it is free and how fast it is. Each site sends its best few of each role by each: the head of the idle rank, the
+  head of the busy rank, and the least loaded of each of the deepest levels of the prefix; as sources it sends one of
+  each of its two deepest levels. Where a site's workers are equally fast this loses next to nothing: a shallower
+  source is sometimes a shorter transfer.
+* *Bounds.* No plan is quicker than its worker's queue and what even the deepest source leaves to compute. Workers are
+  priced in that order, and those beyond the best complete plan cannot win. This loses nothing ever; what is shown of
+  the other kinds is the best that was priced.
 
-`tests/router/core/test_planner.py` holds the result against brute force on random fleets.
+`tests/router/core/test_planner.py` holds the result against brute force on random fleets: one decision in 4,300 was
+1 % off with equally fast workers; with workers up to four times as slow as their neighbours, fewer than 2 % of
+decisions were off, all together by 0.3 % of the score.
 """
 
 from collections.abc import Callable, Iterator
@@ -55,7 +59,7 @@ class Homing:
         self._breadth = breadth or Breadth()
 
     def choose(self, question: Question, random: Random) -> list[Plan]:
-        """The best plan first, then the best of each other kind; empty when no worker may take the request."""
+        """The best plan first, then the best priced of each other kind; empty when no worker may take the request."""
         return _Search(question, self._breadth).run()
 
 
@@ -69,6 +73,7 @@ class _Search:
         self._best: dict[PlanKind, Plan] = {}
         self._best_s = float("inf")
         self._sources = self._find_sources()
+        self._source_sites = {source.state.worker.site for source in self._sources}
         self._deepest = max((source.blocks for source in self._sources), default=0)
         self._ranked_sources: dict[Site, list[Source]] = {}
         self._first_bytes_s: dict[Site, float] = {}
@@ -156,7 +161,7 @@ class _Search:
         site = worker.worker.site
         known = self._first_bytes_s.get(site)
         if known is None:
-            latencies_s = (self._pricer.way(source.state.worker.site, site).latency_s for source in self._sources)
+            latencies_s = (self._pricer.way(source, site).latency_s for source in self._source_sites)
             known = self._first_bytes_s[site] = min(latencies_s, default=0.0)
         return known
 

@@ -622,7 +622,11 @@ def test_a_broken_clock_teaches_nothing(nonsense):
     """Workers and clients tell these numbers; one of them must not spoil every later price."""
     made = scheduler(worker("a"))
     tell(made, (0.0, arrived("r"), [Sent("r", "a")]))
-    before = made.world.overhead_s.value, made.fleet.get(A).rate.prefill_s(0, 1000), made.topology.rate(HERE, HERE).rtt_s
+    before = (
+        made.world.overhead_s.value,
+        made.fleet.get(A).rate.prefill_s(0, 1000),
+        made.topology.rate(HERE, HERE).rtt_s,
+    )
     tell(
         made,
         (0.1, PrefillMeasured(worker_id=A, cached_tokens=0, end_tokens=100, seconds=nonsense), []),
