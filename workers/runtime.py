@@ -163,7 +163,7 @@ class WorkerRuntime:
                 raise
             except Exception as error:
                 log.exception("a forward pass failed")
-                self._fail(plan, error)
+                await self._fail(plan, error)
             else:
                 self._completed(plan, tokens, seconds)
             self._admit()
@@ -226,15 +226,17 @@ class WorkerRuntime:
         if job.sequence.is_prefill_only:
             job.outputs.put_nowait(Prefilled())
 
-    def _fail(self, plan: StepPlan, error: Exception) -> None:
+    async def _fail(self, plan: StepPlan, error: Exception) -> None:
         """A pass failed: its jobs are broken, the others go on."""
+        jobs = [job for step in plan.steps if (job := self._jobs.get(step.request_id)) is not None]
+        for job in jobs:
+            job.stop_pulling.set()
+            await asyncio.gather(*job.pulling, return_exceptions=True)
         for step in plan.steps:
             self.batcher.cancel(step.request_id)
         self.batcher.complete(plan, {})
-        for step in plan.steps:
-            job = self._forget(step.request_id)
-            if job is not None:
-                job.stop_pulling.set()
+        for job in jobs:
+            if self._forget(job.sequence.request_id) is not None:
                 self._break(job, error)
 
     def _forget(self, request_id: str) -> Job | None:

@@ -84,7 +84,7 @@ class World:
         return Charge(compute=tuple(compute), memory=memory, flows=tuple(flows))
 
     def cache_changed(self, change: CacheChange) -> str:
-        """Take in what a worker told of its cache; after a contradiction all of it is forgotten, and its reason told."""
+        """Take in what a worker told of its cache; after a contradiction all is forgotten, and its reason told."""
         state = self.fleet.get(change.worker_id)
         if state is None:
             return ""

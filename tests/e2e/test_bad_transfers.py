@@ -222,17 +222,26 @@ def test_one_seed_gives_the_same_tokens_under_every_plan(temperature: float) -> 
 
 
 def test_a_failed_pass_breaks_its_own_requests_alone() -> None:
-    """And leaves nothing pinned, not even where blocks were arriving for a request of that pass."""
+    """And no block is given to others while the failed request's arrivals may still write or wipe it."""
 
     async def check() -> None:
         async with pair() as (source, target, network):
             network.bytes_per_s = 1e6
             target.model.pass_s = 0.05
             target.model.fail_at = 2
+            cache, given_back_early = target.cache, []
+            unpin = cache.unpin
+
+            def watched(blocks: list[int]) -> None:
+                given_back_early.extend(t for t in asyncio.all_tasks() if t.get_name() == "pull broken")
+                unpin(blocks)
+
+            cache.unpin = watched
             with pytest.raises(grpc.aio.AioRpcError) as failed:
                 await target.decode("broken", PROMPT, [source.gives(MEET, 0, BLOCKS)])
             assert failed.value.code() is grpc.StatusCode.INTERNAL
             assert "on fire" in (failed.value.details() or "")
+            assert not given_back_early
             other = prompt_of(6, 300)
             answers = await asyncio.gather(*(target.decode(f"next {i}", other, output=8) for i in range(3)))
             assert all(answer.tokens == answers[0].tokens for answer in answers)

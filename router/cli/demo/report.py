@@ -26,7 +26,7 @@ def wide_console() -> Console:
 
 def requests_table(played: list[Played]) -> Table:
     """One row per request: the plan, where, what was reused and moved, predicted and measured TTFT, the check."""
-    table = Table(title="requests", title_justify="left")
+    table = Table(title="requests, with their time to first token", title_justify="left")
     for name, justify in (
         ("request", "left"),
         ("plan", "left"),
@@ -34,7 +34,7 @@ def requests_table(played: list[Played]) -> Table:
         ("prompt", "right"),
         ("from caches", "right"),
         ("moved", "right"),
-        ("TTFT told", "right"),
+        ("predicted", "right"),
         ("measured", "right"),
         ("recomputed", "right"),
         ("same", "left"),

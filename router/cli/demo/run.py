@@ -1,8 +1,10 @@
 """`homing demo` from start to end."""
 
 import asyncio
+import signal
 import tempfile
 import time
+from collections.abc import Coroutine
 from pathlib import Path
 
 import grpc
@@ -37,7 +39,18 @@ def run_demo(model: str, out: Path | None, *, verbose: bool) -> None:
     """Run the demo; raises ConfigError for whatever keeps it from running."""
     model = _available(model)
     with tempfile.TemporaryDirectory(prefix="homing-demo-") as directory:
-        asyncio.run(_demo(model, Path(directory), out, verbose=verbose))
+        asyncio.run(_until_told(_demo(model, Path(directory), out, verbose=verbose)))
+
+
+async def _until_told(demo: Coroutine[None, None, None]) -> None:
+    """Run the demo; when the process is told to end, stop its children first."""
+    task = asyncio.ensure_future(demo)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    try:
+        await task
+    except asyncio.CancelledError:
+        raise ConfigError("the demo was interrupted; its processes are stopped") from None
 
 
 def _available(model: str) -> str:
