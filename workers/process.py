@@ -46,6 +46,8 @@ class WorkerSettings:
     step_tokens_max: int = 256
     host: str = "127.0.0.1"
     port: int = 0
+    advertise_host: str | None = None
+    """The host that others are told, for a worker that listens on all interfaces."""
     data_port: int = 0
     routers: tuple[str, ...] = ()
     address_from: dict[str, str] = field(default_factory=dict)
@@ -81,8 +83,8 @@ class WorkerProcess:
 
     @property
     def address(self) -> str:
-        """The gRPC address on this machine."""
-        return f"{self.settings.host}:{self.port}"
+        """The gRPC address that others are told."""
+        return f"{self.settings.advertise_host or self.settings.host}:{self.port}"
 
     async def start(self) -> None:
         """Load the model, listen, join. Raises OSError for a port in use, ValueError or FileNotFoundError for a
@@ -97,7 +99,7 @@ class WorkerProcess:
         if settings.calibrate:
             measure = partial(calibrate, loaded.model, kv, settings.id, vocab_tokens=loaded.config.vocab_tokens)
             self._measured = await asyncio.to_thread(measure)
-        self._data = DataServer(kv, host=settings.host, port=settings.data_port)
+        self._data = DataServer(kv, host=settings.host, port=settings.data_port, advertise_host=settings.advertise_host)
         await self._data.start()
         transport = SocketSettings(connections=settings.connections, congestion=settings.congestion)
         self._puller = Puller(settings.id, settings.site, kv, settings=transport, inline=settings.inline)

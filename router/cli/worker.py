@@ -61,6 +61,7 @@ async def _work(section: WorkerSection) -> None:
         step_tokens_max=section.step_tokens_max,
         host=host.strip("[]"),
         port=int(port),
+        advertise_host=section.advertise_host,
         data_port=section.data_port,
         routers=section.routers,
         address_from=dict(section.address_from),

@@ -107,6 +107,7 @@ class WorkerSection(_Section, frozen=True):
     source: str
     role: Literal["prefill", "decode", "both"] = "both"
     listen: Address = "127.0.0.1:0"
+    advertise_host: str | None = None
     data_port: Annotated[int, Meta(ge=0, le=65535)] = 0
     routers: tuple[Address, ...] = ()
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
