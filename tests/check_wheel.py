@@ -11,7 +11,7 @@ IMPORT_ALL = """
 import importlib, pkgutil, homing.router, homing.protos, homing.sim
 for package in (homing.router, homing.protos, homing.sim):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        if not module.name.startswith("homing.router.cli."):
+        if not module.name.startswith("homing.router.cli.demo."):
             importlib.import_module(module.name)
 import sys
 assert "torch" not in sys.modules, "a router must not need torch"
@@ -30,6 +30,13 @@ def main() -> None:
         subprocess.run([python, "-m", "pip", "install", "--quiet", wheel], check=True, cwd=folder)
         subprocess.run([python, "-c", IMPORT_ALL], check=True, cwd=folder)
         subprocess.run([python.parent / "homing", "--version"], check=True, cwd=folder)
+        serve = [python.parent / "homing", "serve", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]
+        with subprocess.Popen(serve, stderr=subprocess.PIPE, text=True) as router:
+            assert router.stderr is not None
+            line = router.stderr.readline()
+            router.terminate()
+            assert "listens on" in line, line + router.stderr.read()
+            assert router.wait(timeout=30) == 0
         packages = sorted(path.name for path in python.parent.parent.glob("lib/python*/site-packages/homing/*"))
         assert packages == ["protos", "router", "sim", "workers"], packages
 

@@ -84,7 +84,7 @@ class WorkerProcess:
     @property
     def address(self) -> str:
         """The gRPC address that others are told."""
-        return f"{self.settings.advertise_host or self.settings.host}:{self.port}"
+        return _host_and_port(self.settings.advertise_host or self.settings.host, self.port)
 
     async def start(self) -> None:
         """Load the model, listen, join. Raises OSError for a port in use, ValueError or FileNotFoundError for a
@@ -155,11 +155,11 @@ class WorkerProcess:
         health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
         name = worker_pb2.DESCRIPTOR.services_by_name["Worker"].full_name
         reflection.enable_server_reflection((name, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-        wanted = f"{self.settings.host}:{self.settings.port}"
+        wanted = _host_and_port(self.settings.host, self.settings.port)
         try:
             self.port = server.add_insecure_port(wanted)
         except RuntimeError as error:
-            detail = f"{wanted}: cannot listen there ({error}); is the port in use? choose another with --port"
+            detail = f"{wanted}: cannot listen there ({error}); is the port in use? choose another"
             raise OSError(detail) from error
         await server.start()
         await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -207,6 +207,10 @@ class WorkerProcess:
         )
 
 
+def _host_and_port(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _host_port(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
-    return host, int(port)
+    return host.strip("[]"), int(port)

@@ -2,20 +2,23 @@
 
 import logging
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from homing.router.core.errors import ConfigError
 from homing.router.service.config import Config
 from homing.router.service.text import TextCodec, TextDecoder
-from homing.workers.model.sources import load_tokenizer
-from homing.workers.model.tokenizer import StreamDecoder, Tokenizer
 
 log = logging.getLogger(__name__)
+
+
+if TYPE_CHECKING:
+    from homing.workers.model.tokenizer import Tokenizer
 
 
 class ModelText:
     """A model's tokenizer as the router wants it."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: "Tokenizer") -> None:
         self._tokenizer = tokenizer
 
     def encode(self, text: str) -> list[int]:
@@ -28,6 +31,8 @@ class ModelText:
 
     def decoder(self) -> TextDecoder:
         """A decoder for one answer."""
+        from homing.workers.model.tokenizer import StreamDecoder
+
         return StreamDecoder(self._tokenizer)
 
 
@@ -40,6 +45,8 @@ class Codecs:
             if section.tokenizer is None:
                 continue
             try:
+                from homing.workers.model.sources import load_tokenizer
+
                 tokenizer = load_tokenizer(section.tokenizer)
             except (OSError, ValueError, ImportError) as error:
                 raise ConfigError(f"models[{position}].tokenizer: {error}") from error

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from homing.router.core.errors import ConfigError
 from rich.console import Console
+from rich.markup import escape
 
 app = typer.Typer(
     name="homing",
@@ -28,7 +29,7 @@ def main() -> None:
     try:
         app()
     except ConfigError as error:
-        errors.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        errors.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
 
 

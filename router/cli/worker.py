@@ -56,6 +56,7 @@ async def _work(section: WorkerSection) -> None:
         dtype=section.dtype,
         device=section.device,
         threads=section.threads,
+        block_tokens=section.block_tokens,
         kv_blocks_max=section.kv_blocks_max,
         requests_max=section.requests_max,
         step_tokens_max=section.step_tokens_max,

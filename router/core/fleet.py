@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from sortedcontainers import SortedList
 
 from .ledger import Charge, Ledger
-from .prefix_index import iter_bits
 from .rates import REFERENCE_TOKENS, LearnedScale, PrefillRate
 from .types import LoadReport, ModelName, RequestId, Role, Site, Worker, WorkerId
 
@@ -96,14 +95,6 @@ class Fleet:
     def get(self, worker: WorkerId) -> WorkerState | None:
         """The state of a worker, if it is here."""
         return self._states.get(worker)
-
-    def at(self, bit: int) -> WorkerState:
-        """The worker with this bit number."""
-        return self._by_bit[bit]
-
-    def of_mask(self, mask: int) -> list[WorkerState]:
-        """The workers of a bit set, smallest bit first."""
-        return [self._by_bit[bit] for bit in iter_bits(mask) if bit in self._by_bit]
 
     def pools(self, model: ModelName) -> dict[Site, Pool]:
         """The pools that serve a model, by site."""

@@ -72,8 +72,6 @@ class RejectReason(StrEnum):
     QUEUE_FULL = "queue_full"
     DEADLINE_PASSED = "deadline_passed"
     RETRIES_SPENT = "retries_spent"
-    LEASE_EXPIRED = "lease_expired"
-    DRAINING = "draining"
 
 
 class Outcome(StrEnum):

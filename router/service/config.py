@@ -26,6 +26,10 @@ Name = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][
 Address = Annotated[str, Meta(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[^:\s]+):[0-9]{1,5}$")]
 
 
+BLOCK_TOKENS = 16
+"""The block size of a model for which neither the file nor a worker names one."""
+
+
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A part of the file; a key that it does not know is an error."""
 
@@ -67,12 +71,14 @@ class LinkSection(_Section, frozen=True):
 class ModelSection(_Section, frozen=True):
     """A model that may be asked for.
 
-    What workers can tell themselves (KV size, layers, context) may be left out: the first worker that joins tells it.
-    `tokenizer` is a directory with a tokenizer.json, or "bytes", and is needed only for prompts that come as text.
+    What workers can tell themselves (KV size, layers, context) may be left out: the first worker that joins tells it. With
+    `bytes_per_token` the model is known before any worker joins. What is given here wins over what workers tell, but for
+    `block_tokens`, in which they must agree. `tokenizer` names what `source` names of a worker, and is needed only for
+    prompts that come as text.
     """
 
     name: Name
-    block_tokens: Count = 16
+    block_tokens: Count | None = None
     bytes_per_token: Count | None = None
     state_bytes: Annotated[int, Meta(ge=0)] = 0
     layers: Count | None = None
@@ -113,10 +119,11 @@ class WorkerSection(_Section, frozen=True):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "cpu"
     threads: Count = 1
+    block_tokens: Count = BLOCK_TOKENS
     kv_blocks_max: Count = 1024
     requests_max: Count = 16
     step_tokens_max: Count = 256
-    connections: Annotated[int, Meta(ge=1, le=64)] = 1
+    connections: Annotated[int, Meta(ge=1, le=16)] = 1
     congestion: str | None = None
     inline: bool = False
     calibrate: bool = True
@@ -165,7 +172,7 @@ class Config(_Section, frozen=True):
         return [
             ModelProfile(
                 name=ModelName(section.name),
-                block_tokens=section.block_tokens,
+                block_tokens=section.block_tokens or BLOCK_TOKENS,
                 bytes_per_token=section.bytes_per_token,
                 state_bytes=section.state_bytes,
                 layers=section.layers or 1,

@@ -3,13 +3,14 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
 import grpc
 from homing.router.core.commands import Forget, Resync
 from homing.router.core.errors import RequestError
 from homing.router.core.events import CacheCleared, LoadReported, WorkerDraining, WorkerJoined, WorkerLost
-from homing.router.core.types import ModelName, Worker, WorkerId
+from homing.router.core.types import ModelName, ModelProfile, Worker, WorkerId
 
 from .config import Config
 from .driver import Driver
@@ -85,9 +86,7 @@ class FleetService(FleetServicer):
         models = self._driver.scheduler.models
         known = models.get(worker.model)
         if known is None:
-            section = self._config.model(worker.model)
-            group, state = (section.kv_group, section.state_bytes) if section is not None else ("", 0)
-            known = models[worker.model] = profile_of(hello, kv_group=group, state_bytes=state)
+            known = models[worker.model] = self._described(profile_of(hello))
         if worker.block_tokens != known.block_tokens:
             raise RequestError(
                 "hello.block_tokens", f"{worker.block_tokens}, but {worker.model} has blocks of {known.block_tokens}"
@@ -99,6 +98,21 @@ class FleetService(FleetServicer):
                 f"{hello.kv_format!r}, but {worker.model} is served as {format_known!r}; use the same weights, "
                 "precision and block size, or another model name",
             )
+
+    def _described(self, profile: ModelProfile) -> ModelProfile:
+        """A model as a worker tells it, with what the operator says of it on top."""
+        section = self._config.model(profile.name)
+        if section is None:
+            return profile
+        return replace(
+            profile,
+            block_tokens=section.block_tokens or profile.block_tokens,
+            state_bytes=section.state_bytes,
+            layers=section.layers or profile.layers,
+            context_tokens=section.context_tokens or profile.context_tokens,
+            vocabulary_tokens=section.vocabulary_tokens or profile.vocabulary_tokens,
+            kv_group=section.kv_group,
+        )
 
     async def _read(self, worker: Worker, requests: AsyncIterator[fleet_pb2.WorkerMessage]) -> None:
         async for message in requests:
@@ -142,6 +156,7 @@ class KvEventsService(KvEventsServicer):
                 detail = f"worker_id: {worker!r} has not joined; join before telling what is cached"
                 await context.abort(grpc.StatusCode.FAILED_PRECONDITION, detail)
             if expected is not None and batch.sequence < expected:
+                yield fleet_pb2.KvEventAck(sequence=expected - 1)
                 continue
             if expected is not None and batch.sequence > expected:
                 yield self._gap(worker, batch.sequence, expected)

@@ -5,7 +5,7 @@ Names begin with `homing_` and end in their base unit. `homing_ttft_error_second
 
 from collections.abc import Iterator
 
-from homing.router.core.commands import Command, Dispatch, Reject
+from homing.router.core.commands import Cancel, Command, Dispatch, Reject
 from homing.router.core.events import (
     DispatchFailed,
     Event,
@@ -13,6 +13,7 @@ from homing.router.core.events import (
     RequestArrived,
     RequestCancelled,
     RequestFinished,
+    TimerFired,
     TransferFinished,
 )
 from homing.router.core.scheduler import Scheduler
@@ -38,7 +39,10 @@ class Metrics:
         self._rejected = Counter("homing_rejects", "Requests that were told no.", ["reason"], registry=self.registry)
         self._retries = Counter("homing_dispatch_failures", "Dispatches that broke.", registry=self.registry)
         self._tokens = Counter(
-            "homing_prompt_tokens", "Prompt tokens by where their KV came from.", ["source"], registry=self.registry
+            "homing_prompt_tokens",
+            "Prompt tokens of dispatched plans by where their KV is to come from.",
+            ["source"],
+            registry=self.registry,
         )
         self._moved = Counter(
             "homing_moved_bytes", "KV bytes that arrived.", ["source", "target"], registry=self.registry
@@ -82,6 +86,8 @@ class Metrics:
         for command in commands:
             if isinstance(command, Dispatch):
                 self._dispatched(command.decision)
+            elif isinstance(command, Cancel) and isinstance(event, TimerFired):
+                self._ended(command.request_id, Outcome.FAILED)
             elif isinstance(command, Reject):
                 self._rejected.labels(command.reason).inc()
                 self._ended(command.request_id, Outcome.REJECTED)

@@ -1,7 +1,6 @@
 """Between protobuf and the core's types: the only file of the router that imports generated code."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import grpc
 from homing.protos import common_pb2, fleet_pb2, router_pb2, worker_pb2
@@ -73,8 +72,6 @@ STATUS: dict[RejectReason, grpc.StatusCode] = {
     RejectReason.QUEUE_FULL: grpc.StatusCode.RESOURCE_EXHAUSTED,
     RejectReason.DEADLINE_PASSED: grpc.StatusCode.DEADLINE_EXCEEDED,
     RejectReason.RETRIES_SPENT: grpc.StatusCode.UNAVAILABLE,
-    RejectReason.LEASE_EXPIRED: grpc.StatusCode.DEADLINE_EXCEEDED,
-    RejectReason.DRAINING: grpc.StatusCode.UNAVAILABLE,
 }
 
 _PLAN_KINDS = {
@@ -220,17 +217,15 @@ def _prior_of(hello: fleet_pb2.Hello) -> PrefillPrior:
     return PrefillPrior(a_s=given[0], b_s=given[1], q_s=given[2])
 
 
-def profile_of(hello: fleet_pb2.Hello, *, kv_group: str = "", state_bytes: int = 0) -> ModelProfile:
+def profile_of(hello: fleet_pb2.Hello) -> ModelProfile:
     """The model as its first worker describes it."""
     return ModelProfile(
         name=ModelName(hello.model),
         block_tokens=hello.block_tokens,
         bytes_per_token=hello.kv_bytes_per_token,
-        state_bytes=state_bytes,
         layers=hello.layers,
         context_tokens=hello.context_tokens,
         vocabulary_tokens=hello.vocabulary_tokens or None,
-        kv_group=kv_group,
     )
 
 
@@ -303,8 +298,3 @@ def _prefill_measured(worker: WorkerId, part: common_pb2.PrefillOutcome) -> Pref
         end_tokens=part.computed_to_tokens,
         seconds=part.compute_s,
     )
-
-
-def metadata_of(context: Any) -> dict[str, str]:
-    """The text metadata of a call, lower case keys."""
-    return {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}

@@ -14,8 +14,8 @@ from .config import LlamaConfig
 class KvTensor:
     """Owns the KV of `blocks` blocks of `block_tokens` tokens each.
 
-    Bytes go in and out in two ways: `view` is zero-copy and needs host memory; `dump` and `load` copy, and
-    work on any device (`device="cuda"` keeps the cache beside the model, and each transfer is staged).
+    Bytes go in and out in two ways: `view` is zero-copy and needs host memory, and is what the data plane uses, so that
+    blocks are moved only between workers whose cache is on the CPU; `dump` and `load` copy, and work on any device.
     """
 
     def __init__(
