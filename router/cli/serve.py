@@ -32,22 +32,27 @@ def with_section(config: Config, name: str, section: object) -> Config:
     return parse_config(msgspec.json.encode(data).decode(), where="command line")
 
 
-async def stopped() -> None:
-    """Return when the process is told to stop; a second signal ends it at once."""
+def listen_for_stop() -> asyncio.Event:
+    """An event that is set when the process is told to stop; a second signal ends it at once."""
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
+
+    def stop() -> None:
+        told.set()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told.set)
-    await told.wait()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.remove_signal_handler(number)
+        loop.add_signal_handler(number, stop)
+    return told
 
 
 async def _serve(config: Config) -> None:
+    told = listen_for_stop()
     process = RouterProcess(config, Codecs(config))
     await process.start()
     try:
-        await stopped()
+        await told.wait()
         log.info("draining for at most %s s", config.router.drain_s)
         await process.drain(config.router.drain_s)
     finally:

@@ -10,7 +10,7 @@ from homing.router.core.errors import ConfigError
 from homing.router.service.config import Config, WorkerSection, load_config
 
 from .logs import configure_logs
-from .serve import stopped, with_section
+from .serve import listen_for_stop, with_section
 
 log = logging.getLogger(__name__)
 
@@ -73,10 +73,11 @@ async def _work(section: WorkerSection) -> None:
         calibrate=section.calibrate,
         prior=None if prior is None else (prior.a_s, prior.b_s, prior.q_s),
     )
+    told = listen_for_stop()
     process = WorkerProcess(settings)
     await process.start()
     try:
-        await stopped()
+        await told.wait()
         log.info("draining for at most %s s", DRAIN_S)
         await process.drain(DRAIN_S)
     finally:
