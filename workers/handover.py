@@ -1,11 +1,15 @@
 """Blocks that a prefill computes here for a worker elsewhere: kept, and given away layer by layer.
 
 Rule 1: the blocks are pinned from the moment the prefill has them until nobody reads them or the lease is over.
-Rule 2: a handover is taken once; who comes too early waits, who comes too late is refused.
+Rule 2: a handover is taken once; who comes too early waits, who comes too late is refused, and so is who wants the
+blocks of another prompt.
 """
 
 import asyncio
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
+
+from homing.router.core.types import BlockKey
 
 from .engine.kvcache import KvCache
 from .engine.sequence import Sequence
@@ -25,6 +29,7 @@ class Handover:
 
     def __init__(self, sequence: Sequence, blocks: range, memory: BlockMemory) -> None:
         self._blocks = blocks
+        self.keys = tuple(sequence.keys[blocks.start : blocks.stop])
         numbers = sequence.blocks[blocks.start : blocks.stop]
         self.export = HandoverExport(numbers, memory.layers, memory.layer_block_bytes)
         self._layers = memory.layers
@@ -60,6 +65,8 @@ class Handovers:
 
     def begin(self, sequence: Sequence, blocks: range, lease_s: float) -> Handover:
         """A prefill has its blocks: keep those at `blocks` for whoever asks within `lease_s`."""
+        if sequence.request_id in self._kept:
+            self.drop(sequence.request_id, "another prefill of this id came")
         handover = Handover(sequence, blocks, self._memory)
         self._cache.pin(handover.export.blocks)
         self._kept[sequence.request_id] = handover
@@ -70,24 +77,36 @@ class Handovers:
         loop.call_later(lease_s, self._expire, sequence.request_id, handover)
         return handover
 
-    async def take(self, request_id: str) -> tuple[Export, Callable[[], None]]:
+    async def take(self, request_id: str, keys: Seq[BlockKey]) -> tuple[Export, Callable[[], None]]:
         """The export of a request's handover, and what to call once when nobody reads it any more.
 
-        Waits until the prefill has come, at most WAIT_S. Raises RefusedError when it does not come, or when the
-        handover was taken or given up before.
+        Waits until the prefill has come, at most WAIT_S. Raises RefusedError when it does not come, when the handover
+        was taken or given up before, and when its blocks are not those of `keys`.
         """
         if request_id not in self._kept:
-            coming = self._coming.setdefault(request_id, asyncio.get_running_loop().create_future())
-            try:
-                async with asyncio.timeout(WAIT_S):
-                    await asyncio.shield(coming)
-            except TimeoutError:
-                self._coming.pop(request_id, None)
-                raise RefusedError(f"no prefill of request {request_id!r} came within {WAIT_S} s") from None
-        handover = self._kept.pop(request_id, None)
+            await self._come(request_id)
+        handover = self._kept.get(request_id)
         if handover is None:
             raise RefusedError(f"the handover of request {request_id!r} was taken before or is given up")
+        if tuple(keys) != handover.keys:
+            raise RefusedError(f"the handover of request {request_id!r} is of another prompt or other blocks")
+        del self._kept[request_id]
         return handover.export, lambda: self._cache.unpin(handover.export.blocks)
+
+    async def _come(self, request_id: str) -> None:
+        """Wait for a prefill; raises RefusedError when it does not come, or when somebody waits for it already."""
+        if request_id in self._coming:
+            raise RefusedError(f"somebody waits for the handover of request {request_id!r} already")
+        coming = self._coming[request_id] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(WAIT_S):
+                await coming
+        except TimeoutError:
+            raise RefusedError(f"no prefill of request {request_id!r} came within {WAIT_S} s") from None
+        finally:
+            # Whoever leaves early must leave nothing: a prefill that never comes would never clear it.
+            if self._coming.get(request_id) is coming:
+                del self._coming[request_id]
 
     def drop(self, request_id: str, reason: str) -> None:
         """Give a handover up, whether it has begun or not: who waits for it is refused, what it kept is unpinned."""

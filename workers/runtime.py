@@ -31,7 +31,8 @@ from .transfer import CachedExport, DataServer, Export, Offer, Order, Outcome, R
 
 log = logging.getLogger(__name__)
 
-OFFER_TTL_S = 30.0
+OFFER_TTL_S = 5.0
+"""How long an offer waits for its taker, who connects at once if it still lives: till then the blocks stay pinned."""
 
 
 class CancelledJobError(Exception):

@@ -103,10 +103,10 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             detail = f"kv_format: this worker's is {memory.format!r}, the target's {request.kv_format!r}"
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, detail)
         try:
+            keys = [BlockKey(key) for key in request.keys]
             if request.handover:
-                export, release = await self._runtime.handovers.take(request.request_id)
+                export, release = await self._runtime.handovers.take(request.request_id, keys)
             else:
-                keys = [BlockKey(key) for key in request.keys]
                 export, release = self._runtime.export_cached(keys, _ORDERS[request.order])
         except RefusedError as error:
             await context.abort(grpc.StatusCode.NOT_FOUND, str(error))

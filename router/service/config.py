@@ -72,8 +72,8 @@ class ModelSection(_Section, frozen=True):
     """A model that may be asked for.
 
     What workers can tell themselves (KV size, layers, context) may be left out: the first worker that joins tells it.
-    With `bytes_per_token` the model is known before any worker joins. What is given here wins over what workers tell, but
-    for `block_tokens`, in which they must agree. `tokenizer` names what `source` names of a worker, and is needed only
+    With `bytes_per_token` the model is known before any worker joins. What is given here wins over what workers tell,
+    but for `block_tokens`, in which they must agree. `tokenizer` names what `source` names of a worker, and is needed only
     for prompts that come as text.
     """
 

@@ -33,16 +33,28 @@ BLOCK = 16
 
 
 def run(work: Coroutine[Any, Any, Any], timeout_s: float = 60.0) -> Any:
-    """A test that hangs is a test that fails."""
-    return asyncio.run(asyncio.wait_for(work, timeout_s))
+    """A test that hangs is a test that fails, and so is one that leaves tasks behind."""
+
+    async def checked() -> Any:
+        result = await asyncio.wait_for(work, timeout_s)
+        await eventually(lambda: not _others(), "every task has ended", detail=_others)
+        return result
+
+    return asyncio.run(checked())
 
 
-async def eventually(holds: Callable[[], bool], what: str, timeout_s: float = 5.0) -> None:
+def _others() -> list[str]:
+    return [str(task) for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+
+
+async def eventually(
+    holds: Callable[[], bool], what: str, timeout_s: float = 5.0, detail: Callable[[], object] = str
+) -> None:
     """Wait until something is true, and say what never was."""
     loop = asyncio.get_running_loop()
     until_s = loop.time() + timeout_s
     while not holds():
-        assert loop.time() < until_s, f"within {timeout_s} s it never came true that {what}"
+        assert loop.time() < until_s, f"within {timeout_s} s it never came true that {what} {detail()}"
         await asyncio.sleep(0.005)
 
 

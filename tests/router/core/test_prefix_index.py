@@ -101,6 +101,7 @@ class IndexMachine(RuleBasedStateMachine):
         with pytest.raises(EventError, match=f"block {key:#x}"):
             self.index.stored(holder, [*sound, key], parent)
         self.index.check()
+        self.told |= {one: self.parent[one] for one in sound}
         self.clear_after_error(holder)
 
     @rule(holder=holders, block=blocks, under=blocks)
