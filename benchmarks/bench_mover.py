@@ -21,6 +21,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import grpc
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
 from homing.workers.transfer import (
     BufferMemory,
     CachedExport,
@@ -32,9 +36,6 @@ from homing.workers.transfer import (
     Status,
     pull,
 )
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 
 MIB = 1024 * 1024
 LAYERS = 32

@@ -17,6 +17,7 @@ import msgspec
 import pytest
 import typer
 import yaml
+
 from homing.router.cli.main import app
 from homing.router.core.policies import POLICIES, make_policy
 from homing.router.core.scheduler import Scheduler

@@ -12,6 +12,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 
 import grpc
+
 from homing.protos import fleet_pb2, fleet_pb2_grpc
 
 from .engine.batcher import Load

@@ -9,6 +9,7 @@ from functools import partial
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+
 from homing.protos import common_pb2, fleet_pb2, worker_pb2, worker_pb2_grpc
 
 from .calibration import calibrate
@@ -70,6 +71,7 @@ class WorkerProcess:
         self.settings = settings
         self._loaded = loaded
         self._server: grpc.aio.Server | None = None
+        self._opened = contextlib.AsyncExitStack()
         self._members: list[Membership] = []
         self._measured: list[common_pb2.PrefillOutcome] = []
         self.runtime: WorkerRuntime
@@ -88,8 +90,15 @@ class WorkerProcess:
 
     async def start(self) -> None:
         """Load the model, listen, join. Raises OSError for a port in use, ValueError or FileNotFoundError for a
-        model.
+        model; then nothing is left open.
         """
+        try:
+            await self._start()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _start(self) -> None:
         settings = self.settings
         loaded = self._loaded
         if loaded is None:
@@ -101,8 +110,10 @@ class WorkerProcess:
             self._measured = await asyncio.to_thread(measure)
         self._data = DataServer(kv, host=settings.host, port=settings.data_port, advertise_host=settings.advertise_host)
         await self._data.start()
+        self._opened.push_async_callback(self._data.close)
         transport = SocketSettings(connections=settings.connections, congestion=settings.congestion)
         self._puller = Puller(settings.id, settings.site, kv, settings=transport, inline=settings.inline)
+        self._opened.push_async_callback(self._puller.close)
         self.runtime = WorkerRuntime(
             loaded.model,
             kv,
@@ -111,6 +122,7 @@ class WorkerProcess:
             step_tokens_max=settings.step_tokens_max,
             sequences_max=settings.requests_max,
         )
+        self._opened.push_async_callback(self.runtime.close)
         self.service = WorkerService(
             self.runtime,
             loaded.config,
@@ -139,13 +151,9 @@ class WorkerProcess:
             await asyncio.wait_for(self.runtime.idle.wait(), timeout_s)
 
     async def close(self) -> None:
-        """Stop everything, in the reverse order of `start`."""
+        """Stop everything, in the reverse order of `start`. Idempotent."""
         await asyncio.gather(*(member.close() for member in self._members))
-        if self._server is not None:
-            await self._server.stop(grace=0.2)
-        await self.runtime.close()
-        await self._puller.close()
-        await self._data.close()
+        await self._opened.aclose()
 
     async def _listen(self) -> None:
         options = [("grpc.max_receive_message_length", MESSAGE_BYTES_MAX), ("grpc.so_reuseport", 0)]
@@ -162,6 +170,7 @@ class WorkerProcess:
             detail = f"{wanted}: cannot listen there ({error}); is the port in use? choose another"
             raise OSError(detail) from error
         await server.start()
+        self._opened.push_async_callback(server.stop, 0.2)
         await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
         self._server = server
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+
 from homing.protos import worker_pb2, worker_pb2_grpc
 
 from .job import Source, Transferred

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any, TypeAlias
 
 import grpc
+
 from homing.protos import worker_pb2, worker_pb2_grpc
 from homing.router.core.types import BlockKey
 
@@ -102,6 +103,9 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         if request.kv_format != memory.format:
             detail = f"kv_format: this worker's is {memory.format!r}, the target's {request.kv_format!r}"
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, detail)
+        if request.order not in _ORDERS:
+            detail = f"order: {request.order} is no order; give front to back or back to front"
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, detail)
         try:
             keys = [BlockKey(key) for key in request.keys]
             if request.handover:

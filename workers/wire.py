@@ -1,6 +1,7 @@
 """Between protobuf and the worker's own types, and what a bad request is told."""
 
 from collections.abc import Iterable
+from math import isfinite
 
 from homing.protos import common_pb2, fleet_pb2, worker_pb2
 from homing.router.core.blocks import TOKEN_BYTES, unpack_tokens
@@ -97,6 +98,8 @@ def prefill_job(request: worker_pb2.PrefillRequest, config: LlamaConfig, block_t
             f"handover_end_block: blocks [{first}, {end}) are not within the {sequence.reusable_blocks} full blocks "
             "of the prompt before its last token"
         )
+    if not isfinite(request.handover_lease_s) or request.handover_lease_s < 0:
+        raise BadRequestError(f"handover_lease_s: expected seconds, at least 0, got {request.handover_lease_s}")
     return Job(
         sequence=sequence,
         sampling=Sampling(),

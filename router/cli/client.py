@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import grpc
-from homing.router.core.errors import ConfigError
-from homing.router.service.wire import PLAN_KIND_NAMES, RouterStub, common_pb2, router_pb2
 from rich.console import Console
 from rich.table import Table
+
+from homing.router.core.errors import ConfigError
+from homing.router.service.wire import PLAN_KIND_NAMES, RouterStub, common_pb2, router_pb2
 
 out = Console(highlight=False)
 notes = Console(stderr=True, highlight=False)

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from homing.router.core.errors import ConfigError
 from rich.console import Console
 from rich.markup import escape
+
+from homing.router.core.errors import ConfigError
 
 app = typer.Typer(
     name="homing",

@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import msgspec
+
 from homing.router.service.config import Config, load_config, parse_config
 from homing.router.service.process import RouterProcess
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+
 from homing.router.core.errors import ConfigError
 from homing.router.service.config import Config, WorkerSection, load_config
 

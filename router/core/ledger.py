@@ -149,6 +149,8 @@ class Ledger:
         for worker, blocks in self._memory.pop(request, ()):
             self._blocks[worker] -= blocks
             self._running[worker] -= 1
+            if not self._running[worker]:
+                del self._blocks[worker], self._running[worker]
             touched.append(worker)
         for opened in self._flows.pop(request, ()):
             self._end(opened, now)
@@ -222,8 +224,8 @@ class Ledger:
             for worker, count in memory:
                 blocks[worker] = blocks.get(worker, 0) + count
                 running[worker] = running.get(worker, 0) + 1
-        assert blocks == {w: n for w, n in self._blocks.items() if n or w in blocks}, "blocks"
-        assert running == {w: n for w, n in self._running.items() if n}, "running requests"
+        assert blocks == self._blocks, "blocks"
+        assert running == self._running, "running requests"
         flows: dict[LinkId, int] = {}
         for opened in self._flows.values():
             for one in opened:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+
 from homing.router.core.types import Decision, PlanKind, WorkerId
 
 from .prompts import Prompt

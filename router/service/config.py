@@ -12,12 +12,13 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 import yaml
+from msgspec import Meta
+
 from homing.router.core.errors import ConfigError
 from homing.router.core.policies import POLICIES
 from homing.router.core.scheduler import Limits
 from homing.router.core.topology import Topology
 from homing.router.core.types import Link, ModelName, ModelProfile, Site
-from msgspec import Meta
 
 Positive = Annotated[float, Meta(gt=0)]
 NotNegative = Annotated[float, Meta(ge=0)]
@@ -73,8 +74,8 @@ class ModelSection(_Section, frozen=True):
 
     What workers can tell themselves (KV size, layers, context) may be left out: the first worker that joins tells it.
     With `bytes_per_token` the model is known before any worker joins. What is given here wins over what workers tell,
-    but for `block_tokens`, in which they must agree. `tokenizer` names what `source` names of a worker, and is needed only
-    for prompts that come as text.
+    but for `block_tokens`, in which they must agree. `tokenizer` names what `source` names of a worker, and is needed
+    only for prompts that come as text.
     """
 
     name: Name

@@ -74,6 +74,10 @@ class Driver:
         """Whether a request of this id is being answered."""
         return request in self._mailboxes or self.scheduler.knows(request)
 
+    def is_read(self, request: RequestId) -> bool:
+        """Whether somebody here waits for a request's commands."""
+        return request in self._mailboxes
+
     def close_request(self, request: RequestId) -> None:
         """Nobody reads the mailbox any more; what the core still holds for the request is given back."""
         self._mailboxes.pop(request, None)

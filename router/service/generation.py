@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass, field, replace
 
 import grpc
+
 from homing.router.core.blocks import block_keys, pack_tokens
 from homing.router.core.commands import Abandon, Cancel, Dispatch, Reject
 from homing.router.core.events import (

@@ -19,6 +19,9 @@ class DecisionJournal:
         for command in commands:
             if isinstance(command, Dispatch):
                 request = command.decision.request.id
+                if command.decision.attempt == 1:
+                    # An id may be used again once its request has ended: what it was before is forgotten.
+                    self._decisions.pop(request, None)
                 self._decisions.setdefault(request, []).append((command.decision, took_s))
                 self._decisions.move_to_end(request)
         while len(self._decisions) > self._kept_max:

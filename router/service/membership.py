@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import grpc
+
 from homing.router.core.commands import Forget, Resync
 from homing.router.core.errors import RequestError
 from homing.router.core.events import CacheCleared, LoadReported, WorkerDraining, WorkerJoined, WorkerLost

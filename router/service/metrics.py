@@ -5,6 +5,10 @@ Names begin with `homing_` and end in their base unit. `homing_ttft_error_second
 
 from collections.abc import Iterator
 
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
 from homing.router.core.commands import Cancel, Command, Dispatch, Reject
 from homing.router.core.events import (
     DispatchFailed,
@@ -18,9 +22,6 @@ from homing.router.core.events import (
 )
 from homing.router.core.scheduler import Scheduler
 from homing.router.core.types import Decision, Outcome, RequestId, Tier
-from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.registry import Collector
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _DECISION_SECONDS = (2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 5e-2)

@@ -7,6 +7,7 @@ from random import Random
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+
 from homing.router.core.errors import ConfigError
 from homing.router.core.policies import make_policy
 from homing.router.core.scheduler import Scheduler

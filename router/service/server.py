@@ -3,10 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from math import isfinite
 from typing import Any
 
 import grpc
 import structlog
+
 from homing.router.core.commands import Cancel, Dispatch, Reject
 from homing.router.core.errors import RequestError
 from homing.router.core.events import DispatchFailed, FirstToken, RequestFinished
@@ -26,7 +28,7 @@ from .workers import Workers
 log = structlog.get_logger(__name__)
 
 STREAM_PENDING_MAX = 256
-"""Requests of one RouteStream that may be undecided at once; then the stream is read no further."""
+"""Requests of one RouteStream that may be unanswered at once; then the stream is read no further."""
 
 
 class RouterService(RouterServicer):
@@ -72,6 +74,7 @@ class RouterService(RouterServicer):
         try:
             while (reply := await replies.get()) is not None:
                 yield reply
+                pending.release()
         finally:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
@@ -84,9 +87,16 @@ class RouterService(RouterServicer):
             detail = f"request_id: {request_id!r} is not in flight; it ended, or its lease is over"
             await context.abort(grpc.StatusCode.NOT_FOUND, detail)
             raise AssertionError("abort raises")
+        if self._driver.is_read(request_id):
+            detail = f"request_id: {request_id!r} is carried out by this router; report only what you routed"
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, detail)
         match request.WhichOneof("what"):
             case "first_token":
-                self._driver.feed(FirstToken(request_id=request_id, ttft_s=request.first_token.ttft_s))
+                ttft_s = request.first_token.ttft_s
+                if not isfinite(ttft_s) or ttft_s < 0:
+                    detail = f"first_token.ttft_s: expected seconds since dispatch, at least 0, got {ttft_s}"
+                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, detail)
+                self._driver.feed(FirstToken(request_id=request_id, ttft_s=ttft_s))
             case "ended":
                 outcome = Outcome.CANCELLED if request.ended.cancelled else Outcome.FINISHED
                 tokens = request.ended.output_tokens
@@ -215,10 +225,13 @@ class RouterService(RouterServicer):
         try:
             decision = await self._first_decision(mailbox)
         except RefusedRequestError as error:
+            self._driver.forget(request.id)
             refusal = refusal_message(error.code, str(error), error.retry_after_s)
             return router_pb2.ReportReply(refusal=refusal)
-        finally:
-            self._driver.forget(request.id)
+        except asyncio.CancelledError:
+            self._driver.close_request(request.id)
+            raise
+        self._driver.forget(request.id)
         return router_pb2.ReportReply(decision=self._decision(decision))
 
     async def _first_decision(self, mailbox: "asyncio.Queue[RequestCommand]") -> Decision:
@@ -245,8 +258,6 @@ class RouterService(RouterServicer):
             except RefusedRequestError as error:
                 refusal = refusal_message(error.code, str(error), error.retry_after_s)
                 replies.put_nowait(router_pb2.RouteReply(request_id=message.request_id, refusal=refusal))
-            finally:
-                pending.release()
 
         try:
             async with asyncio.TaskGroup() as group:

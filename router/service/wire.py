@@ -1,8 +1,10 @@
 """Between protobuf and the core's types: the only file of the router that imports generated code."""
 
 from collections.abc import Iterable, Mapping
+from math import isfinite
 
 import grpc
+
 from homing.protos import common_pb2, fleet_pb2, router_pb2, worker_pb2
 from homing.protos.fleet_pb2_grpc import (
     FleetServicer,
@@ -212,8 +214,10 @@ def _prior_of(hello: fleet_pb2.Hello) -> PrefillPrior:
     given = (hello.prefill_a_s, hello.prefill_b_s, hello.prefill_q_s)
     if not any(given):
         return PrefillPrior()
-    if min(given) < 0 or hello.prefill_b_s == 0:
-        raise RequestError("hello.prefill_b_s", f"expected a positive slope and no negative coefficient, got {given}")
+    if not all(map(isfinite, given)) or min(given) < 0 or hello.prefill_b_s == 0:
+        raise RequestError(
+            "hello.prefill_b_s", f"expected a positive slope and no negative or infinite coefficient, got {given}"
+        )
     return PrefillPrior(a_s=given[0], b_s=given[1], q_s=given[2])
 
 

@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import dataclass
 
 import grpc
+
 from homing.router.core.types import Site, WorkerId
 
 from .wire import WorkerStub, fleet_pb2

@@ -17,6 +17,7 @@ from typing import Any
 
 import grpc
 import torch
+
 from homing.protos import common_pb2, router_pb2, worker_pb2
 from homing.protos.router_pb2_grpc import RouterStub
 from homing.protos.worker_pb2_grpc import WorkerStub

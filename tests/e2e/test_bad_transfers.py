@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 import grpc
 import pytest
+
 from homing.protos import common_pb2
 
 from .cluster import BLOCK, BadNetwork, Node, alone, eventually, prompt_of, run, worker

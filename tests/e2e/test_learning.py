@@ -5,6 +5,7 @@ from random import Random
 
 import grpc
 import pytest
+
 from homing.protos import common_pb2, worker_pb2
 from homing.protos.worker_pb2_grpc import WorkerStub
 from homing.router.core.blocks import SEED, pack_tokens

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+
 from homing.protos import common_pb2
 from homing.workers.emulation import EmulatedLink, Wan
 

@@ -5,10 +5,11 @@ import sys
 from math import inf, nan
 
 import pytest
-from homing.sim.kernel import COMPACT_ABOVE, Kernel
-from homing.sim.rng import Streams
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from homing.sim.kernel import COMPACT_ABOVE, Kernel
+from homing.sim.rng import Streams
 
 
 def test_things_happen_in_the_order_of_time_then_of_asking():

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 import torch
+
 from homing.workers.engine.step import SequenceStep, StepPlan
 
 from .config import LlamaConfig

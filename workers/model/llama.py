@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from homing.workers.engine.step import StepPlan
 from torch.nn import functional
+
+from homing.workers.engine.step import StepPlan
 
 from .batch import Batch, DecodeGroup, PrefillChunk, build_batch
 from .config import LlamaConfig

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
+
 from homing.router.service.config import Config, parse_config
 from homing.workers.emulation import EmulatedLink, Wan
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from secrets import randbits
 
 import grpc
+
 from homing.protos import common_pb2, router_pb2, worker_pb2
 from homing.protos.router_pb2_grpc import RouterStub
 from homing.protos.worker_pb2_grpc import WorkerStub

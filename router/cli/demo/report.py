@@ -6,11 +6,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+
 from homing.protos import router_pb2
 from homing.router.core.types import PlanKind
 from homing.router.service.wire import PLAN_KIND_NAMES
-from rich.console import Console
-from rich.table import Table
 
 from .fleet import BELIEVED_BYTES_PER_S
 from .play import Played

@@ -10,6 +10,7 @@ from pathlib import Path
 import grpc
 import msgspec
 import yaml
+
 from homing.protos import router_pb2
 from homing.protos.router_pb2_grpc import RouterStub
 from homing.router.core.errors import ConfigError

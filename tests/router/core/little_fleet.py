@@ -7,6 +7,8 @@ import sys
 from collections import Counter
 from itertools import accumulate
 
+from xxhash import xxh3_64_hexdigest
+
 from homing.router.core.commands import Abandon, Cancel, Dispatch, Reject
 from homing.router.core.events import (
     BlocksStored,
@@ -27,7 +29,6 @@ from homing.router.core.scheduler import Limits
 from homing.router.core.types import Outcome, PlanKind, Role
 from homing.sim.kernel import Kernel
 from homing.sim.rng import Streams
-from xxhash import xxh3_64_hexdigest
 
 from .fleets import BLOCK, HERE, THERE, both_ways, chain, link, load, request, scheduler, worker
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from homing.router.core.policies import POLICIES
 from homing.router.core.types import PlanKind
 

@@ -1,12 +1,13 @@
 """I10: the index equals the replay of the events, held to a model that anybody can check by eye."""
 
 import pytest
-from homing.router.core.errors import EventError
-from homing.router.core.prefix_index import Level, PrefixIndex
-from homing.router.core.types import BlockKey
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from homing.router.core.errors import EventError
+from homing.router.core.prefix_index import Level, PrefixIndex
+from homing.router.core.types import BlockKey
 
 from .fleets import chain
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
+
 from homing.router.core.commands import Abandon, Cancel, Dispatch, Forget, Reject, Resync
 from homing.router.core.events import (
     BlocksRemoved,

@@ -6,6 +6,10 @@ The machine carries a view of its own (who waits, who is out, who ended) from th
 from dataclasses import replace
 from random import Random
 
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
 from homing.router.core.commands import Abandon, Cancel, Dispatch, Forget, Reject, Resync
 from homing.router.core.events import (
     BlocksRemoved,
@@ -28,9 +32,6 @@ from homing.router.core.events import (
 from homing.router.core.policies import POLICIES, make_policy
 from homing.router.core.scheduler import Limits
 from homing.router.core.types import Outcome, RejectReason, RequestId, Role, Site, Tier, WorkerId
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from .fleets import BLOCK, HERE, THERE, both_ways, chain, link, load, request, scheduler, worker
 

@@ -8,10 +8,11 @@ from itertools import combinations
 from typing import Any
 
 import pytest
-from homing.workers.emulation import EmulatedLink
-from homing.workers.emulation.link import Flow, Pacer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from homing.workers.emulation import EmulatedLink
+from homing.workers.emulation.link import Flow, Pacer
 
 
 class _SkippingSelector(selectors.BaseSelector):

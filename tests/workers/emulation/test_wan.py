@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+
 from homing.workers.emulation import EmulatedLink, Wan
 from homing.workers.emulation import gateway as gateway_module
 

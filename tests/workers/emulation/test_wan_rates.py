@@ -8,6 +8,7 @@ import statistics
 from itertools import combinations
 
 import pytest
+
 from homing.workers.emulation import Wan
 
 from .sites import JITTER_S, MB, Sink, background, echo, listening, make_links, network, pour, read_to_end

@@ -6,14 +6,15 @@ write it; every pass checks what it attends to. Garbage stands wherever a write 
 
 from dataclasses import dataclass, field
 
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
 from homing.router.core.types import BlockKey
 from homing.workers.engine.batcher import Batcher
 from homing.workers.engine.kvcache import KvCache, Stored
 from homing.workers.engine.sequence import Sequence, Waiting
 from homing.workers.engine.step import StepPlan
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 BLOCK = 16
 BEING_WRITTEN = -1

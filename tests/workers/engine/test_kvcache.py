@@ -3,11 +3,12 @@
 from collections import Counter
 
 import pytest
-from homing.router.core.types import BlockKey
-from homing.workers.engine.kvcache import KvCache, KvEvent, Removed, Stored
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from homing.router.core.types import BlockKey
+from homing.workers.engine.kvcache import KvCache, KvEvent, Removed, Stored
 
 Path = tuple[int, ...]
 

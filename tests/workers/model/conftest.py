@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from homing.workers.model.gguf import smollm2_file
 from homing.workers.model.weights import load_model
 

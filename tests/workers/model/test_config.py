@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+
 from homing.workers.model.config import LlamaConfig, RopeScaling, UnsupportedModelError, dtype_name
 from homing.workers.model.tiny import TINY_CONFIG
 

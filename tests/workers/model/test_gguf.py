@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
 from homing.workers.engine.step import SequenceStep, StepPlan
 from homing.workers.model.config import UnsupportedModelError
 from homing.workers.model.gguf import cache_directory, converted_directory

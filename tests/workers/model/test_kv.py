@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from homing.workers.model.kv import KvTensor
 from homing.workers.model.tiny import TINY_CONFIG
 

@@ -5,6 +5,9 @@ from random import Random
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from homing.workers.engine.step import SequenceStep, StepPlan
 from homing.workers.model.config import RopeScaling
 from homing.workers.model.kv import KvTensor
@@ -12,8 +15,6 @@ from homing.workers.model.llama import LlamaModel
 from homing.workers.model.rope import rope_table
 from homing.workers.model.tiny import TINY_CONFIG, random_weights
 from homing.workers.model.weights import load_model
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 # Each is a shape that the others are not: grouped, multi-head, multi-query, an untied head, wide heads.
 SHAPES = [

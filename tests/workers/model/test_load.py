@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from homing.workers.engine.step import SequenceStep, StepPlan
 from homing.workers.model.config import UnsupportedModelError
 from homing.workers.model.tiny import TINY_CONFIG, random_weights
 from homing.workers.model.weights import load_model
-from safetensors.torch import save_file
 
 CONFIG = replace(TINY_CONFIG, layers=2, eos_ids=(5,))
 WEIGHTS = random_weights(CONFIG, seed=9)

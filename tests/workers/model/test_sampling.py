@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from homing.workers.model.sampling import Sampling, sample
 
 LOGITS = torch.tensor([0.0, 2.0, 1.0, -1.0, 1.5])

@@ -2,11 +2,12 @@
 
 from random import Random
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from homing.workers.engine.step import SequenceStep, StepPlan
 from homing.workers.model.sampling import Sampling, sample
 from homing.workers.model.tokenizer import StreamDecoder
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 

@@ -5,13 +5,14 @@ import subprocess
 import sys
 
 import pytest
-from homing.workers.model.config import UnsupportedModelError
-from homing.workers.model.tiny import TINY_CONFIG
-from homing.workers.model.tokenizer import ByteTokenizer, HfTokenizer, StreamDecoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Bpe
 from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from homing.workers.model.config import UnsupportedModelError
+from homing.workers.model.tiny import TINY_CONFIG
+from homing.workers.model.tokenizer import ByteTokenizer, HfTokenizer, StreamDecoder
 
 CHATML = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + "

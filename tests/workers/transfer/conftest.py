@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 import pytest
+
 from homing.workers.transfer import (
     BufferMemory,
     CachedExport,

@@ -2,9 +2,10 @@
 
 from itertools import pairwise
 
-from homing.workers.transfer import Arrivals, Piece
 from hypothesis import given
 from hypothesis import strategies as st
+
+from homing.workers.transfer import Arrivals, Piece
 
 BLOCKS, LAYERS = 6, 5
 

@@ -4,11 +4,12 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from homing.workers.transfer import CachedExport, HandoverExport, Order, Piece
 from homing.workers.transfer.errors import SourceFailedError
 from homing.workers.transfer.export import PIECE_BYTES
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 def cells(pieces: list[Piece]) -> list[tuple[int, int]]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from homing.workers.transfer import Failure, Offer, Piece, SocketSettings, Status, TransferReport, pull
 from homing.workers.transfer.frames import HELLO_BYTES, encode_end, encode_keepalive, encode_piece
 

@@ -1,6 +1,9 @@
 """The wire format: what one end writes the other reads, and nothing else is taken for it."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from homing.workers.transfer import Piece
 from homing.workers.transfer.errors import CorruptFrameError, ProtocolViolationError
 from homing.workers.transfer.frames import (
@@ -14,8 +17,6 @@ from homing.workers.transfer.frames import (
     encode_keepalive,
     encode_piece,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 u32 = st.integers(0, 2**32 - 1)
 PIECE = Piece(layer_first=3, layer_count=2, block_first=7, block_count=5)

@@ -6,6 +6,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from homing.workers.transfer import (
     Failure,
     FrameMessage,
@@ -27,8 +30,6 @@ from homing.workers.transfer import (
     messages_of,
 )
 from homing.workers.transfer.resume import ResumingSink
-from hypothesis import given
-from hypothesis import strategies as st
 
 KEYS = tuple(range(100, 112))
 QUICK = RetryPolicy(backoff_s=0.01, offer_timeout_s=0.3)

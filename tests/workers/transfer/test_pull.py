@@ -7,6 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from homing.workers.transfer import (
     Failure,
     MemorySink,
@@ -17,8 +20,6 @@ from homing.workers.transfer import (
     Status,
     pull,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 slow_examples = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

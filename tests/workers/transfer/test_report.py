@@ -1,10 +1,11 @@
 """The meter of the link: what it counts and what it leaves out."""
 
 import pytest
-from homing.workers.transfer import Status, TransferReport
-from homing.workers.transfer.report import FlowMeter, Train, union_s
 from hypothesis import given
 from hypothesis import strategies as st
+
+from homing.workers.transfer import Status, TransferReport
+from homing.workers.transfer.report import FlowMeter, Train, union_s
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 10)), max_size=10))

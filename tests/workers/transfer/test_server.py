@@ -8,6 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from homing.workers.transfer import (
     BufferMemory,
     DataServer,
@@ -21,8 +24,6 @@ from homing.workers.transfer import (
     pull,
 )
 from homing.workers.transfer.frames import HEADER_BYTES, Header, Hello, Kind
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 QUICK = ServerLimits(handshake_timeout_s=0.2, send_stall_timeout_s=0.3, idle_timeout_s=2.0)
 
