@@ -1,7 +1,7 @@
 """The demo's world: three sites, five workers, and the links between them, as they are and as the router is told.
 
 Two small sites have little KV memory each; long prompts go to a prefill pool in one of them and decode in a third site.
-The router's beliefs about links are wrong on purpose, the same for all: what it knows better at the end, it learned.
+The router's beliefs about links are wrong on purpose, too quick or too slow: what it knows at the end, it learned.
 """
 
 import socket
@@ -27,8 +27,12 @@ The rates are set when the workers have measured their speed, so that fetching a
 """
 BYTES_PER_S_RANGE = (2e6, 150e6)
 """What the emulation may be asked to carry."""
-BELIEVED_BYTES_PER_S = 100e6
-BELIEVED_RTT_S = 0.040
+BELIEVED_BYTES_PER_S = {
+    ("amsterdam", "frankfurt"): 200e6,
+    ("frankfurt", "virginia"): 15e6,
+    ("amsterdam", "virginia"): 10e6,
+}
+BELIEVED_RTT_S = 0.030
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,8 +135,8 @@ def model_name(source: str) -> str:
 
 def _config(model: str, router: str, http: str, sites: list[str], workers: list[dict[str, Any]]) -> dict[str, Any]:
     links = [
-        {"source": one, "target": other, "bytes_per_s": BELIEVED_BYTES_PER_S, "rtt_s": BELIEVED_RTT_S}
-        for one, other, _, _ in TRUE_LINKS
+        {"source": one, "target": other, "bytes_per_s": believed, "rtt_s": BELIEVED_RTT_S}
+        for (one, other), believed in BELIEVED_BYTES_PER_S.items()
     ]
     return {
         "router": {"site": HOME, "listen": router, "http": http},

@@ -58,11 +58,12 @@ def requests_table(played: list[Played]) -> Table:
     return table
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LearnedLink:
     """A link that moved blocks: what the router believes of it, and what is true."""
 
     name: str
+    believed_bytes_per_s: float
     learned_bytes_per_s: float
     true_bytes_per_s: float
     transfers: int
@@ -75,8 +76,15 @@ class LearnedLink:
 
 def learned_links(fleet: router_pb2.GetFleetReply, true: dict[tuple[str, str], float]) -> list[LearnedLink]:
     """All links between sites that carried blocks."""
+    believed = BELIEVED_BYTES_PER_S | {(other, one): rate for (one, other), rate in BELIEVED_BYTES_PER_S.items()}
     return [
-        LearnedLink(f"{link.source} -> {link.target}", link.bytes_per_s, true[link.source, link.target], link.samples)
+        LearnedLink(
+            name=f"{link.source} -> {link.target}",
+            believed_bytes_per_s=believed[link.source, link.target],
+            learned_bytes_per_s=link.bytes_per_s,
+            true_bytes_per_s=true[link.source, link.target],
+            transfers=link.samples,
+        )
         for link in fleet.links
         if (link.source, link.target) in true and link.samples
     ]
@@ -88,7 +96,7 @@ def links_table(links: list[LearnedLink]) -> Table:
     for link in links:
         table.add_row(
             link.name,
-            f"{BELIEVED_BYTES_PER_S / 1e6:.0f} MB/s",
+            f"{link.believed_bytes_per_s / 1e6:.0f} MB/s",
             f"{link.learned_bytes_per_s / 1e6:.1f} MB/s",
             f"{link.true_bytes_per_s / 1e6:.1f} MB/s",
             f"{link.error:+.0%}",

@@ -98,7 +98,7 @@ def _introduce(model: str) -> None:
     console.print(f"[bold]Three sites on one machine, model {model}[/bold]")
     for place in PLACES:
         console.print(f"  {place.site:<10} {place.id:<7} {place.role}")
-    console.print("The router is told one wrong figure for every link between them. Starting it and five workers ...")
+    console.print("The router is told wrong figures for the links between them. Starting it and five workers ...")
 
 
 async def _start(config: Config, directory: Path, processes: Processes, router: RouterStub) -> None:
