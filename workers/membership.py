@@ -88,10 +88,13 @@ class Membership:
                 async with grpc.aio.insecure_channel(self._router, options=CHANNEL_OPTIONS) as channel:
                     await self._belong(channel)
             except grpc.aio.AioRpcError as error:
-                if self.joined.is_set():
-                    pause_s = BACKOFF_S[0]
                 level = logging.ERROR if error.code() is grpc.StatusCode.INVALID_ARGUMENT else logging.WARNING
                 log.log(level, "router %s: %s: %s", self._router, error.code().name, error.details())
+            except Exception:
+                log.exception("router %s: the connection failed in a way that was not foreseen", self._router)
+            if self.joined.is_set():
+                # It was let in, so this break is a new one, whoever made it.
+                pause_s = BACKOFF_S[0]
             self.joined.clear()
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, BACKOFF_S[1])
@@ -105,16 +108,17 @@ class Membership:
         log.info("joined router %s as %s", self._router, self._hello.worker_id)
         self.joined.set()
         publishing = asyncio.create_task(self._publish(channel))
+        reading = asyncio.ensure_future(call.read())
         try:
-            reading = asyncio.ensure_future(call.read())
             await asyncio.wait([reading, publishing], return_when=asyncio.FIRST_COMPLETED)
             for done in (reading, publishing):
                 if done.done():
                     done.result()
         finally:
             call.cancel()
+            reading.cancel()
             publishing.cancel()
-            await asyncio.gather(publishing, return_exceptions=True)
+            await asyncio.gather(reading, publishing, return_exceptions=True)
 
     async def _messages(self) -> AsyncIterator[fleet_pb2.WorkerMessage]:
         yield fleet_pb2.WorkerMessage(hello=self._hello)

@@ -109,7 +109,11 @@ class WorkerProcess:
             measure = partial(calibrate, loaded.model, kv, settings.id, vocab_tokens=loaded.config.vocab_tokens)
             self._measured = await asyncio.to_thread(measure)
         self._data = DataServer(kv, host=settings.host, port=settings.data_port, advertise_host=settings.advertise_host)
-        await self._data.start()
+        try:
+            await self._data.start()
+        except OSError as error:
+            detail = f"{settings.host}:{settings.data_port}: cannot listen there for blocks ({error.strerror})"
+            raise OSError(f"{detail}; is the port in use? choose another data_port") from error
         self._opened.push_async_callback(self._data.close)
         transport = SocketSettings(connections=settings.connections, congestion=settings.congestion)
         self._puller = Puller(settings.id, settings.site, kv, settings=transport, inline=settings.inline)

@@ -97,6 +97,12 @@ class Puller:
             self._channels[address] = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         return self._channels[address]
 
+    async def forget(self, address: str) -> None:
+        """Nobody answers at an address: workers come and go, and connections to those that went must not pile up."""
+        channel = self._channels.pop(address, None)
+        if channel is not None:
+            await channel.close()
+
     def ask(self, source: Source, request_id: str, request: PullRequest) -> worker_pb2.FetchBlocksRequest:
         """The control message for a pull."""
         return worker_pb2.FetchBlocksRequest(
@@ -161,7 +167,11 @@ class _Asking:
     async def _open(self, request: PullRequest) -> tuple[Any, worker_pb2.BlockOffer]:
         """The call, whose first message was read, and that message."""
         channel = self._puller.channel(self._source.address)
-        await _connected(channel, self._source)
+        try:
+            await _connected(channel, self._source)
+        except ConnectionError:
+            await self._puller.forget(self._source.address)
+            raise
         loop = asyncio.get_running_loop()
         asked_s = loop.time()
         call = _Stub(channel).FetchBlocks(self._puller.ask(self._source, self._request_id, request))

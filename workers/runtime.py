@@ -83,8 +83,8 @@ class WorkerRuntime:
 
     async def close(self) -> None:
         """Give up every job and stop. Idempotent."""
-        for request_id in list(self._jobs):
-            await self.cancel(request_id)
+        for job in list(self._jobs.values()):
+            await self.cancel(job)
         if self._running is not None:
             self._running.cancel()
             await asyncio.gather(self._running, return_exceptions=True)
@@ -105,14 +105,15 @@ class WorkerRuntime:
         self._admit()
         self._wake.set()
 
-    async def cancel(self, request_id: str) -> None:
-        """Give a job up; unknown ids are no error. Its blocks are free on return, or after the pass that runs."""
-        job = self._jobs.get(request_id)
-        if job is None:
+    async def cancel(self, job: Job) -> None:
+        """Give a job up; one that ended is no error. Its blocks are free on return, or after the pass that runs."""
+        if not self._runs(job):
             return
+        request_id = job.sequence.request_id
         job.stop_pulling.set()
         await asyncio.gather(*job.pulling, return_exceptions=True)
-        if self._forget(request_id) is not None:
+        if self._runs(job):
+            self._forget(request_id)
             self.batcher.cancel(request_id)
             self._break(job, CancelledJobError(f"request {request_id!r} was cancelled"))
         self._admit()
@@ -233,19 +234,23 @@ class WorkerRuntime:
         for job in jobs:
             job.stop_pulling.set()
             await asyncio.gather(*job.pulling, return_exceptions=True)
-        for step in plan.steps:
-            self.batcher.cancel(step.request_id)
+        jobs = [job for job in jobs if self._runs(job)]
+        for job in jobs:
+            self.batcher.cancel(job.sequence.request_id)
         self.batcher.complete(plan, {})
         for job in jobs:
-            if self._forget(job.sequence.request_id) is not None:
-                self._break(job, error)
+            self._forget(job.sequence.request_id)
+            self._break(job, error)
 
-    def _forget(self, request_id: str) -> Job | None:
-        job = self._jobs.pop(request_id, None)
+    def _runs(self, job: Job) -> bool:
+        """Whether this very job is here: its id may have come again since it ended."""
+        return self._jobs.get(job.sequence.request_id) is job
+
+    def _forget(self, request_id: str) -> None:
+        del self._jobs[request_id]
         self.on_load()
         if not self._jobs:
             self.idle.set()
-        return job
 
     def _break(self, job: Job, error: Exception) -> None:
         if job.handover is not None:

@@ -57,7 +57,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         try:
             output = await job.outputs.get()
         except asyncio.CancelledError:
-            await self._runtime.cancel(job.sequence.request_id)
+            await self._runtime.cancel(job)
             raise
         if isinstance(output, Broken):
             await _abort_broken(context, output)
@@ -93,7 +93,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             summary = worker_pb2.DecodeSummary(finish_reason=finish_reason, output_tokens=job.sequence.generated)
             yield worker_pb2.DecodeReply(summary=summary)
         finally:
-            await self._runtime.cancel(job.sequence.request_id)
+            await self._runtime.cancel(job)
 
     async def FetchBlocks(  # noqa: N802 - named by the protocol
         self, request: worker_pb2.FetchBlocksRequest, context: Context

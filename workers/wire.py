@@ -1,7 +1,6 @@
 """Between protobuf and the worker's own types, and what a bad request is told."""
 
 from collections.abc import Iterable
-from math import isfinite
 
 from homing.protos import common_pb2, fleet_pb2, worker_pb2
 from homing.router.core.blocks import TOKEN_BYTES, unpack_tokens
@@ -18,6 +17,10 @@ _KINDS = {
     common_pb2.MOVE_KIND_SHIP: "ship",
 }
 _KINDS_BACK = {name: kind for kind, name in _KINDS.items()}
+
+
+LEASE_MAX_S = 3600.0
+"""Blocks that nobody fetches are kept no longer, whatever is asked: they are missing in the cache meanwhile."""
 
 
 class BadRequestError(ValueError):
@@ -98,8 +101,10 @@ def prefill_job(request: worker_pb2.PrefillRequest, config: LlamaConfig, block_t
             f"handover_end_block: blocks [{first}, {end}) are not within the {sequence.reusable_blocks} full blocks "
             "of the prompt before its last token"
         )
-    if not isfinite(request.handover_lease_s) or request.handover_lease_s < 0:
-        raise BadRequestError(f"handover_lease_s: expected seconds, at least 0, got {request.handover_lease_s}")
+    if not 0 <= request.handover_lease_s <= LEASE_MAX_S:
+        raise BadRequestError(
+            f"handover_lease_s: expected seconds, at least 0, got {request.handover_lease_s}; at most {LEASE_MAX_S:g}"
+        )
     return Job(
         sequence=sequence,
         sampling=Sampling(),

@@ -3,7 +3,10 @@
 A question answers in worker states, held blocks and seconds; it changes nothing.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator
+from itertools import accumulate
+from operator import or_
 
 from .fleet import Fleet, Pool, WorkerState
 from .prefix_index import Level
@@ -36,6 +39,7 @@ class Question:
         self.pricer = pricer
         self.excluded = excluded
         self._held: dict[int, int] = {}
+        self._holders_down_to = list(accumulate((level.holders for level in levels), or_))
         self._group = group or (request.model,)
         self.blocks = -(-(request.prompt_tokens + request.max_output_tokens) // profile.block_tokens)
 
@@ -44,7 +48,8 @@ class Question:
         held = self._held.get(worker.bit)
         if held is None:
             mask = worker.mask
-            depth = next((level.depth for level in self.levels if level.holders & mask), 0)
+            found = bisect_left(self._holders_down_to, True, key=lambda holders: bool(holders & mask))
+            depth = self.levels[found].depth if found < len(self.levels) else 0
             held = self._held[worker.bit] = min(depth, self.pricer.reusable)
         return held
 

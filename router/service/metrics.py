@@ -21,7 +21,7 @@ from homing.router.core.events import (
     TransferFinished,
 )
 from homing.router.core.scheduler import Scheduler
-from homing.router.core.types import Decision, Outcome, RequestId, Tier
+from homing.router.core.types import Decision, Outcome, RejectReason, RequestId, Tier
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _DECISION_SECONDS = (2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 5e-2)
@@ -65,7 +65,7 @@ class Metrics:
         self._deciding = Histogram(
             "homing_decision_seconds", "Time to decide on a request.", buckets=_DECISION_SECONDS, registry=self.registry
         )
-        self._out: dict[RequestId, Decision] = {}
+        self._open: dict[RequestId, Decision | None] = {}
 
     def __call__(self, event: Event, commands: list[Command], now: float, took_s: float) -> None:  # noqa: ARG002, RUF100
         """Count one event and its commands."""
@@ -73,6 +73,7 @@ class Metrics:
             case RequestArrived():
                 self._arrived.labels(event.request.model).inc()
                 self._deciding.observe(took_s)
+                self._open.setdefault(event.request.id, None)
             case FirstToken():
                 self._first_token(event)
             case DispatchFailed():
@@ -90,8 +91,7 @@ class Metrics:
             elif isinstance(command, Cancel) and isinstance(event, TimerFired):
                 self._ended(command.request_id, Outcome.FAILED)
             elif isinstance(command, Reject):
-                self._rejected.labels(command.reason).inc()
-                self._ended(command.request_id, Outcome.REJECTED)
+                self._told_no(command)
 
     def _transferred(self, event: TransferFinished) -> None:
         self._moved.labels(event.source, event.target).inc(event.bytes)
@@ -100,21 +100,31 @@ class Metrics:
 
     def _dispatched(self, decision: Decision) -> None:
         plan = decision.plan
-        self._out[decision.request.id] = decision
+        self._open[decision.request.id] = decision
         self._plans.labels(plan.kind).inc()
         self._tokens.labels("computed").inc(plan.estimate.computed_tokens)
         self._tokens.labels("cached").inc(plan.estimate.hit_tokens)
 
     def _first_token(self, event: FirstToken) -> None:
-        decision = self._out.get(event.request_id)
+        decision = self._open.get(event.request_id)
         if decision is not None:
             kind = decision.plan.kind
             self._ttft.labels(kind).observe(event.ttft_s)
             self._error.labels(kind).observe(event.ttft_s - decision.plan.estimate.ttft_s)
 
+    def _told_no(self, command: Reject) -> None:
+        self._rejected.labels(command.reason).inc()
+        if command.reason is RejectReason.DUPLICATE_REQUEST:
+            # The first request of this id goes on.
+            self._requests.labels(Outcome.REJECTED).inc()
+        else:
+            self._ended(command.request_id, Outcome.REJECTED)
+
     def _ended(self, request: RequestId, outcome: Outcome) -> None:
-        self._requests.labels(outcome).inc()
-        self._out.pop(request, None)
+        """Count an end once (I1): what is told of a request that ended before is late."""
+        if request in self._open:
+            del self._open[request]
+            self._requests.labels(outcome).inc()
 
 
 def _outcome(event: Event) -> tuple[RequestId, Outcome] | None:

@@ -89,17 +89,20 @@ class RouterProcess:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         section = self._config.router
+        host, _, port = section.http.rpartition(":")
+        try:
+            # Before the gRPC port, which a server that has not started cannot give back.
+            self.http_port = await self._ops.start(host.strip("[]"), int(port))
+        except OSError as error:
+            await self._ops.close()
+            raise ConfigError(f"router.http: cannot listen on {section.http}: {error.strerror}") from error
         try:
             self.port = server.add_insecure_port(section.listen)
         except RuntimeError as error:
+            await self._ops.close()
             raise ConfigError(
                 f"router.listen: cannot listen on {section.listen}: is the port in use, or not this machine's?"
             ) from error
-        host, _, port = section.http.rpartition(":")
-        try:
-            self.http_port = await self._ops.start(host.strip("[]"), int(port))
-        except OSError as error:
-            raise ConfigError(f"router.http: cannot listen on {section.http}: {error.strerror}") from error
         await server.start()
         for service in ("", *SERVICES):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)

@@ -10,26 +10,17 @@ from typing import Any
 import grpc
 import pytest
 
-from homing.protos import common_pb2, fleet_pb2, fleet_pb2_grpc, router_pb2, worker_pb2
+from homing.protos import common_pb2, router_pb2, worker_pb2
 from homing.router.core.blocks import pack_tokens
-from homing.router.core.errors import ConfigError
-from homing.router.service.config import parse_config
-from homing.router.service.process import RouterProcess
-from homing.workers.process import WorkerProcess, WorkerSettings
 
 from .cluster import (
-    BLOCK,
-    KEY_SEED,
     Cluster,
     alone,
     cluster,
     eventually,
-    free_port,
     generate,
     prompt_of,
     run,
-    tiny,
-    worker,
 )
 
 Code = grpc.StatusCode
@@ -190,7 +181,7 @@ def test_a_full_queue_says_when_to_come_back_and_a_deadline_ends_the_wait() -> N
     async def check() -> None:
         async with cluster("a", router="queue_max: 1", requests_max=1) as system:
             await system.stub.Route(route(request_id="out"))
-            waits = asyncio.create_task(system.stub.Route(route(request_id="waits", ttft_deadline_s=0.4)))
+            waits = asyncio.ensure_future(system.stub.Route(route(request_id="waits", ttft_deadline_s=0.4)))
             await eventually(lambda: len(system.scheduler.admission) == 1, "one waits")
             for call in (
                 system.stub.Route(route()),
@@ -248,7 +239,7 @@ def test_a_draining_router_sends_clients_elsewhere() -> None:
 
 def test_one_bad_request_of_a_stream_does_not_end_the_others() -> None:
     async def check() -> None:
-        async with cluster("a", requests_max=100) as system:
+        async with cluster("a", requests_max=100, kv_blocks_max=400) as system:
             asked = [route(request_id=f"r{i}", priority=1_000_001 if i % 5 == 0 else 0) for i in range(50)]
             replies = await all_of(system.stub.RouteStream(iter([*asked, route(request_id="r1")])))
             refusals = [reply for reply in replies if reply.HasField("refusal")]
@@ -285,6 +276,33 @@ def test_what_must_wait_does_not_hold_up_the_rest_of_a_stream() -> None:
             asking.put_nowait(None)
             assert await stream.read() is grpc.aio.EOF
             await system.stub.Report(router_pb2.ReportRequest(request_id="waits", ended=router_pb2.Ended()))
+            await assert_answers(system)
+
+    run(check())
+
+
+def test_a_client_that_does_not_read_is_not_read_on() -> None:
+    """Answers that nobody takes must not pile up in the router."""
+
+    async def check() -> None:
+        async with cluster("a") as system:
+            bad = route(request_id="x" * 100, model="m" * 10_000)
+            sent = 0
+
+            async def requests() -> AsyncIterator[router_pb2.RouteRequest]:
+                nonlocal sent
+                while sent < 20_000:
+                    sent += 1
+                    yield bad
+
+            stream = system.stub.RouteStream(requests())
+            await stream.read()
+            before = -1
+            while sent != before:
+                before = sent
+                await asyncio.sleep(0.5)
+            stream.cancel()
+            assert sent < 20_000, "the router took in everything"
             await assert_answers(system)
 
     run(check())

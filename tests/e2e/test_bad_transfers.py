@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import grpc
 import pytest
@@ -18,7 +19,7 @@ Tamper = Callable[[int, bytes], bytes | None]
 
 
 @asynccontextmanager
-async def pair(**target: bool) -> AsyncIterator[tuple[Node, Node, BadNetwork]]:
+async def pair(**target: Any) -> AsyncIterator[tuple[Node, Node, BadNetwork]]:
     """A source that holds the prompt, a target, and the network between them."""
     async with BadNetwork() as network, worker("source", "near") as source, worker("target", "far", **target) as node:
         network.stand_before(source, "far")
@@ -76,6 +77,41 @@ def test_a_network_that_stays_broken_costs_a_computation(
                 assert move == MEET, "who waits for blocks knows how their transfer ended"
             await source.assert_idle()
             await target.assert_idle()
+
+    run(check())
+
+
+def test_garbage_that_was_received_does_not_reach_the_computation() -> None:
+    """All ones are not-a-number in every float format; a pass that ends within a block attends to that block."""
+
+    async def check() -> None:
+        async with pair(step_tokens_max=250) as (source, target, network):
+            network.tamper = lambda at, chunk: chunk if at < 50_000 else b"\xff" * len(chunk)
+            answer = await target.decode("garbage", PROMPT, [source.gives(FETCH, 0, BLOCKS)], output=8)
+            assert answer.tokens == await alone(PROMPT)
+            assert not answer.logits[0].isnan().any()
+            await target.assert_idle()
+
+    run(check())
+
+
+def test_garbage_of_a_cancelled_arrival_does_not_reach_the_next_users_of_its_blocks() -> None:
+    """A batch of answers of different lengths reads slots that nobody has filled yet."""
+
+    async def check() -> None:
+        prompts = [prompt_of(90 + i, length) for i, length in enumerate((3, 40, 170, 250))]
+        wanted = [await alone(prompt, 20) for prompt in prompts]
+        async with pair(kv_blocks_max=46) as (source, target, network):
+            network.tamper = lambda at, chunk: chunk if at < 1000 else b"\xff" * len(chunk)
+            network.bytes_per_s = 4e6
+            asked = asyncio.create_task(target.decode("garbage", PROMPT, [source.gives(FETCH, 0, BLOCKS)]))
+            await eventually(lambda: network.carried_bytes > 400_000, "garbage has arrived")
+            asked.cancel()
+            await target.assert_idle()
+            answers = await asyncio.gather(
+                *(target.decode(f"next {i}", prompt, output=20) for i, prompt in enumerate(prompts))
+            )
+            assert [answer.tokens for answer in answers] == wanted
 
     run(check())
 

@@ -12,6 +12,9 @@ import pytest
 
 from homing.protos import fleet_pb2
 from homing.protos.fleet_pb2_grpc import FleetStub, KvEventsStub
+from homing.router.core.commands import Forget
+from homing.router.core.events import WorkerLost
+from homing.router.core.types import WorkerId
 
 from .cluster import Cluster, Reply, alone, cluster, eventually, free_port, generate, prompt_of, run, worker
 
@@ -210,6 +213,22 @@ def test_a_worker_that_falls_silent_is_given_up_and_may_come_back() -> None:
                 await system.joined(1)
             await system.joined(0)
             system.scheduler.check()
+
+    run(check())
+
+
+def test_a_worker_that_is_given_up_again_and_again_comes_back_each_time_at_once() -> None:
+    """Pauses grow only between tries that fail; each of these breaks is a new one."""
+
+    async def check() -> None:
+        async with cluster("a") as system:
+            for _ in range(5):
+                system.router.driver.feed(WorkerLost(worker_id=WorkerId("a"), reason="a test says so"))
+                system.router.driver.on_worker(Forget(worker_id=WorkerId("a"), reason="a test says so"))
+                assert not len(system.scheduler.fleet)
+                await eventually(lambda: len(system.scheduler.fleet) == 1, "it is back", 1.0)
+            assert (await generate(system, PROMPT)).tokens == await alone(PROMPT)
+            await system.assert_idle()
 
     run(check())
 

@@ -55,9 +55,8 @@ def test_what_is_asked_for_meanwhile_happens_too():
 
 
 def test_one_callback_may_cancel_another_of_the_same_moment():
-    kernel, seen = Kernel(), []
-    victims = []
-    kernel.at(1.0, lambda: victims[0].cancel())
+    kernel, seen, victims = Kernel(), [], []
+    kernel.at(1.0, lambda: [victim.cancel() for victim in victims])
     victims.append(kernel.at(1.0, lambda: seen.append("victim")))
     kernel.run_until(inf)
     assert seen == []

@@ -118,7 +118,8 @@ class Batcher:
         sequence = self._running.pop(request_id, None)
         if sequence is None:
             return False
-        if request_id in self._in_step:
+        # The pass may be of an earlier sequence of this id, which is ending already.
+        if request_id in self._in_step and request_id not in self._ending:
             self._ending[request_id] = sequence
         else:
             self.cache.unpin(sequence.blocks)

@@ -103,14 +103,17 @@ def every_plan(question: Question) -> Iterator[Plan]:
     for one in question.decoders():
         if not one.worker.role.can_prefill:
             yield from _every_plan_without_prefill(question, one)
-    if not pricer.reusable:
-        return
-    wanting = [(one, question.held(one)) for one in question.decoders() if not question.needs_no_prefill(one)]
+    if pricer.reusable:
+        yield from _every_remote_plan(question)
+
+
+def _every_remote_plan(question: Question) -> Iterator[Plan]:
+    wanting = [one for one in question.decoders() if not question.needs_no_prefill(one)]
     for one in question.prefillers():
-        for prepared in _every_preparation(question, one, pricer.reusable * BLOCK):
-            for decode, held in wanting if prepared.computed_tokens else ():
+        for prepared in _every_preparation(question, one, question.pricer.reusable * BLOCK):
+            for decode in wanting if prepared.computed_tokens else ():
                 if decode is not one:
-                    yield pricer.remote(prepared, decode, held)
+                    yield question.pricer.remote(prepared, decode, question.held(decode))
 
 
 def _every_source(question: Question) -> list[Source]:

@@ -39,7 +39,7 @@ def losses(spread, shape):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_where_workers_of_a_site_are_equally_fast_nothing_is_missed(shape):
-    assert losses(1.0, shape) == pytest.approx([0.0] * len(losses(1.0, shape)))
+    assert max(losses(1.0, shape)) == 0
 
 
 @pytest.mark.parametrize("shape", SHAPES)

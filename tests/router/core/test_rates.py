@@ -113,11 +113,18 @@ def test_the_formula():
 
 
 @pytest.mark.parametrize("factor", [0.1, 10.0])
-def test_a_prior_ten_times_off_is_corrected_by_one_measurement(factor):
-    """Where only the level is wrong, the first measurement tells it."""
+def test_one_measurement_corrects_a_prior_ten_times_off_for_prompts_like_it(factor):
     rate = PrefillRate(prior(factor))
     rate.learn(0, 1024, true_s(0, 1024))
-    assert worst(rate) < 1.5
+    assert rate.prefill_s(0, 1024) == pytest.approx(true_s(0, 1024), rel=0.01)
+    for like_it in (512, 2048):
+        assert rate.prefill_s(0, like_it) == pytest.approx(true_s(0, like_it), rel=0.15)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("factor", [0.1, 10.0])
+def test_five_measurements_correct_it_for_all_prompts(factor, seed):
+    assert worst(taught(PrefillRate(prior(factor)), 5, seed)) < 1.15
 
 
 @pytest.mark.parametrize("factor", [0.1, 1.0, 10.0])
@@ -239,9 +246,7 @@ def test_a_round_trip_that_cannot_be_teaches_nothing(nothing):
 )
 def test_solve_finds_what_was_put_in(matrix, expected):
     """A symmetric positive definite system: the square of a random matrix, lifted off zero."""
-    normal = [
-        [sum(matrix[k][i] * matrix[k][j] for k in range(3)) + (i == j) for j in range(3)] for i in range(3)
-    ]
+    normal = [[sum(matrix[k][i] * matrix[k][j] for k in range(3)) + (i == j) for j in range(3)] for i in range(3)]
     rows = [[*normal[i], sum(normal[i][j] * expected[j] for j in range(3))] for i in range(3)]
     assert solve(rows) == pytest.approx(expected, abs=1e-6)
 

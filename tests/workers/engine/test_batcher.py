@@ -67,6 +67,7 @@ class BatcherMachine(RuleBasedStateMachine):
         self.zombies: list[Tracked] = []
         self.plan: StepPlan | None = None
         self.writing: set[int] = set()
+        self.stepping: dict[str, Tracked] = {}
         self.count = 0
 
     # -- requests --------------------------------------------------------------------------------------------------
@@ -80,6 +81,7 @@ class BatcherMachine(RuleBasedStateMachine):
         waiting=st.sampled_from(list(Waiting)),
         span=st.one_of(st.none(), st.tuples(st.integers(0, 20), st.integers(0, 45))),
         piece=st.integers(1, 5),
+        name=st.sampled_from(["x", "y", None]),
     )
     def submit(
         self,
@@ -90,10 +92,12 @@ class BatcherMachine(RuleBasedStateMachine):
         waiting: Waiting,
         span: tuple[int, int] | None,
         piece: int,
+        name: str | None,
     ) -> None:
+        """A request comes; an id may come again as soon as it is gone, even while a pass still writes for it."""
         self.count += 1
         sequence = Sequence(
-            str(self.count),
+            name if name is not None and name not in self.live else str(self.count),
             prompt(family, length, fork),
             block_tokens=BLOCK,
             key_seed=1337,
@@ -237,6 +241,7 @@ class BatcherMachine(RuleBasedStateMachine):
                 self.writing.add(block)
             whole_prompt = step.end >= sequence.prompt_tokens
             assert step.sample == (whole_prompt and not sequence.is_prefill_only)
+            self.stepping[step.request_id] = tracked
         self.plan = plan
 
     def written_now(self) -> set[int]:
@@ -248,7 +253,9 @@ class BatcherMachine(RuleBasedStateMachine):
         assert plan is not None
         tokens = {}
         for step in plan.steps:
-            tracked = self.live.get(step.request_id)
+            tracked = self.stepping[step.request_id]
+            if tracked not in self.live.values():
+                tracked = None
             values = kv(tracked.sequence.tokens) if tracked else [0] * step.end
             for position in range(step.start, step.end):
                 self.memory[step.block_table[position // BLOCK]][position % BLOCK] = values[position]
