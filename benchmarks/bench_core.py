@@ -163,7 +163,7 @@ def bench_decisions(effort: Effort) -> Iterator[Row]:
         keys = block_keys(pack_tokens(range(DECIDED_BLOCKS * BLOCK_TOKENS)), BLOCK_TOKENS)
         give_a_past(made, keys, holding, random)
         apart = ", prefill apart" if len(roles) > 1 else ""
-        case = f"decision, {workers} workers in {sites} site{"s" * (sites > 1)}, {holding:.0%} hold some{apart}"
+        case = f"decision, {workers} workers in {sites} site{'s' * (sites > 1)}, {holding:.0%} hold some{apart}"
         yield decide(made, case, keys, effort.decisions, cached=holding > 0)
 
 

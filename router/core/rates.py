@@ -30,12 +30,12 @@ class LearnedScale:
 
     __slots__ = ("_log_value", "_weight", "samples", "value")
 
-    def __init__(self, prior: float) -> None:
+    def __init__(self, prior: float, *, weight: float = PRIOR_WEIGHT) -> None:
         assert prior > 0, prior
         self.value = prior
         """The current belief."""
         self._log_value = log(prior)
-        self._weight = PRIOR_WEIGHT
+        self._weight = weight
         self.samples = 0
 
     def learn(self, measured: float) -> None:
@@ -69,7 +69,7 @@ class PrefillRate:
         self._prior = self._theta = (prior.a_s, prior.b_s, prior.q_s)
         at_reference_s = self.prefill_s(0, REFERENCE_TOKENS)
         self._to_share = tuple(x / at_reference_s for x in _features(0, REFERENCE_TOKENS))
-        self._level = LearnedScale(1.0)
+        self._level = LearnedScale(1.0, weight=0.0)
         self._normal = [[0.0] * 3 for _ in range(3)]
         self._moment = [0.0] * 3
         self.samples = 0
