@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 MESSAGE_BYTES_MAX = 16 * 1024 * 1024
 """A prompt of four million tokens; anything larger is refused by gRPC itself."""
+FLUSH_S = 2.0
+"""How long a drained worker waits until those it answered have read it all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +155,9 @@ class WorkerProcess:
             member.drain()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.runtime.idle.wait(), timeout_s)
+        # The last tokens may be on their way still: leaving the routers before would break their requests.
+        if self._server is not None:
+            await self._server.stop(FLUSH_S)
 
     async def close(self) -> None:
         """Stop everything, in the reverse order of `start`. Idempotent."""

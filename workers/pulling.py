@@ -181,6 +181,10 @@ class _Asking:
             if error.code() in _REFUSALS:
                 raise RefusedError(error.details() or error.code().name) from error
             raise
+        except asyncio.CancelledError:
+            # gRPC does not: a task that is cancelled while the request is being sent would leave the call running.
+            call.cancel()
+            raise
         if reply is grpc.aio.EOF or reply.WhichOneof("part") != "offer":
             raise RefusedError(f"{self._source.worker_id} made no offer")
         if not self._source.is_handover:

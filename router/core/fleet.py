@@ -20,6 +20,7 @@ from .types import LoadReport, ModelName, RequestId, Role, Site, Worker, WorkerI
 DECODE_STEP_PRIOR_S = 0.05
 
 _Rank = tuple[float, int]
+_NO_RANK = (0.0, -1)
 
 
 @dataclass(slots=True, eq=False)
@@ -36,8 +37,8 @@ class WorkerState:
     foreign_tokens: int = 0
     foreign_requests: int = 0
     foreign_blocks: int = 0
-    prefill_rank: _Rank = (0.0, 0)
-    decode_rank: _Rank = (0.0, 0)
+    prefill_rank: _Rank = _NO_RANK
+    decode_rank: _Rank = _NO_RANK
 
     @property
     def mask(self) -> int:
@@ -143,20 +144,23 @@ class Fleet:
             self._discard(self._pool(state), state)
             state.draining = True
 
-    def report(self, report: LoadReport, now: float) -> None:
-        """Take a load report in; one that is not newer than the last is ignored."""
+    def report(self, report: LoadReport, now: float) -> bool:
+        """Take a load report in; one that is not newer than the last is ignored. Returns whether room appeared."""
         state = self._states.get(report.worker)
         if state is None:
-            return
+            return False
         state.last_seen_s = max(state.last_seen_s, now)
         if state.report is not None and report.sequence <= state.report.sequence:
-            return
+            return False
+        foreign_before = state.foreign_requests, state.foreign_blocks
         state.report = report
         ledger, worker = self.ledger, report.worker
         state.foreign_tokens = max(0, report.queued_prefill_tokens - ledger.queued_tokens(worker))
         state.foreign_requests = max(0, report.running_requests - ledger.running(worker))
         state.foreign_blocks = max(0, report.kv_blocks_used - ledger.blocks(worker))
         self.rerank(report.worker)
+        fewer = state.foreign_requests < foreign_before[0] or state.foreign_blocks < foreign_before[1]
+        return fewer and self.has_room(state, 1)
 
     def charge(self, request: RequestId, charge: Charge, now: float) -> None:
         """Book a decision and re-rank the workers that it touches."""
@@ -193,6 +197,11 @@ class Fleet:
             return False
         used = self.ledger.blocks(state.worker.id) + state.foreign_blocks
         return used + blocks <= state.worker.kv_blocks_max
+
+    def can_answer(self, model: ModelName, blocks: int) -> bool:
+        """Whether any worker that decodes has room: without one there is no plan, and no need to look for it."""
+        ranks = ((pool, bit) for pool in self.pools(model).values() for _, bit in pool.decoders)
+        return any(self.has_room(pool.by_bit[bit], blocks) for pool, bit in ranks)
 
     def rerank(self, worker: WorkerId) -> None:
         """Put a worker where its load and speed belong within its pool."""

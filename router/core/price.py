@@ -226,7 +226,8 @@ class Pricer:
         decodes.
 
         Of the handover only what the prefill does not hide is exposed: at least the last layer's share, and all by
-        which the link is slower than the compute. The decode worker computes the last, incomplete block itself.
+        which the link is slower than the compute, or the decode worker is busy. That worker computes the last,
+        incomplete block itself.
         """
         self.priced += 1
         sites = (prepared.worker.worker.site, decode.worker.site)
@@ -235,8 +236,9 @@ class Pricer:
         way = self.way(*sites)
         sending_s = shipped * way.byte_s
         overlap_s = (prepared.fetch_s + prepared.prefill_s) * (1 - 1 / self.profile.layers)
-        ship_s = way.rtt_s / 2 + max(sending_s / self.profile.layers, sending_s - overlap_s)
         late_s = max(0.0, way.latency_s - prepared.ready_s)
+        arrives_s = late_s + way.rtt_s / 2 + max(sending_s / self.profile.layers, sending_s - overlap_s)
+        ship_s = max(arrives_s, self.fleet.queue_s(decode, self.now) - prepared.ready_s)
         tail_s = self.tail_s(decode)
         toll_s = self.tolls.link_s(self.topology, *sites, shipped) + self.tolls.compute_s(decode.worker.id, tail_s)
         move = self._move(MoveKind.SHIP, prepared.worker, decode, held, self.reusable, shipped)
@@ -245,7 +247,7 @@ class Pricer:
             queue_s=prepared.queue_s,
             fetch_s=prepared.fetch_s,
             prefill_s=prepared.prefill_s + tail_s,
-            ship_s=ship_s + late_s,
+            ship_s=ship_s,
             toll_s=prepared.toll_s + toll_s,
             hit_tokens=prepared.hit_tokens,
             computed_tokens=prepared.computed_tokens + self._tail_tokens(),

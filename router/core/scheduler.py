@@ -137,8 +137,7 @@ class Scheduler:
             case DispatchFailed():
                 return self._dispatch_failed(event)
             case LoadReported():
-                self.fleet.report(event.report, now)
-                return self._pump()
+                return self._pump() if self.fleet.report(event.report, now) else []
             case BlocksStored() | BlocksRemoved() | CacheCleared():
                 return self._cache_changed(event)
             case TransferFinished() | PrefillMeasured() | DecodeMeasured() | LinkMeasured():
@@ -215,6 +214,8 @@ class Scheduler:
         return []
 
     def _place(self, request: Request) -> list[Command]:
+        if not self.fleet.can_answer(request.model, self.world.blocks_needed(request)):
+            return []
         chosen = self._choose(request)
         if chosen is None:
             return []

@@ -6,6 +6,7 @@ decode worker would compute the whole prompt itself, so the attempt is broken of
 
 import asyncio
 import logging
+from collections.abc import AsyncIterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,9 +130,19 @@ class Attempt:
         if stub is None:
             self._end(Broke(worker, f"worker {worker} is gone", grpc.StatusCode.UNAVAILABLE, retryable=True))
             return
+        call = stub.Decode(self._decode_request())
+        try:
+            await self._read(call, worker, limit)
+        finally:
+            # gRPC does not: a task that is cancelled while the request is being sent would leave the call running.
+            call.cancel()
+
+    async def _read(
+        self, call: AsyncIterable[worker_pb2.DecodeReply], worker: WorkerId, limit: asyncio.Timeout
+    ) -> None:
         loop = asyncio.get_running_loop()
         sent_s = loop.time()
-        async for reply in stub.Decode(self._decode_request()):
+        async for reply in call:
             match reply.WhichOneof("part"):
                 case "accepted":
                     self._note(Accepted(loop.time() - sent_s))

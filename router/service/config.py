@@ -20,8 +20,8 @@ from homing.router.core.scheduler import Limits
 from homing.router.core.topology import Topology
 from homing.router.core.types import Link, ModelName, ModelProfile, Site
 
-Positive = Annotated[float, Meta(gt=0)]
-NotNegative = Annotated[float, Meta(ge=0)]
+Positive = Annotated[float, Meta(gt=0, le=1e18)]
+NotNegative = Annotated[float, Meta(ge=0, le=1e18)]
 Count = Annotated[int, Meta(ge=1)]
 Name = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$")]
 Address = Annotated[str, Meta(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[^:\s]+):[0-9]{1,5}$")]
@@ -192,6 +192,8 @@ def load_config(path: Path) -> Config:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text: {error}") from error
     return parse_config(text, where=str(path))
 
 
@@ -279,11 +281,23 @@ def _explain(message: str, data: Any) -> str:
     missing = re.match(r"Object missing required field `(?P<key>.+)`", text)
     if missing is not None:
         return f"{path + '.' if path else ''}{missing['key']}: missing; it has no default"
+    if text.startswith("Expected `float`") and isinstance(found, str) and _reads_as_number(found):
+        return (
+            f"{path}: expected a number, got the text {found!r}; YAML wants an exponent with a dot and a sign: 1.0e+9"
+        )
     if "matching regex" in text:
         shape = "host:port" if ":[0-9]{1,5}$" in text else "a name of letters, digits and . _ : / -"
         return f"{path}: expected {shape}, got {found!r}"
     text = text[:1].lower() + text[1:]
     return f"{path or 'file'}: {text}" + (f", got {found!r}" if isinstance(found, str | int | float) else "")
+
+
+def _reads_as_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _at(data: Any, path: str) -> Any:

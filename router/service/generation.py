@@ -198,6 +198,8 @@ class Generation:
             block_keys=block_keys(packed, block_tokens, seed=self._asked.key_seed),
             prompt_tokens=self._prompt.tokens,
             max_output_tokens=self._request.max_output_tokens - len(self._emitted),
+            # The first token was in time already.
+            ttft_deadline_s=None,
         )
 
     def _measure_way(self, after_s: float) -> None:

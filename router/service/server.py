@@ -207,8 +207,12 @@ class RouterService(RouterServicer):
         mailbox = self._driver.open(request)
         decided = False
         try:
-            decision = await self._first_decision(mailbox)
+            async with asyncio.timeout(self._request_timeout_s):
+                decision = await self._first_decision(mailbox)
             decided = True
+        except TimeoutError:
+            detail = f"no worker had room within {self._request_timeout_s} s"
+            raise RefusedRequestError(grpc.StatusCode.DEADLINE_EXCEEDED, detail) from None
         finally:
             if decided:
                 self._driver.forget(request.id)

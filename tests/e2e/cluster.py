@@ -1,13 +1,12 @@
 """A live system in one process: real router, real workers on a tiny model, real gRPC and sockets on loopback.
 
-What a test needs beside the product: a model that shows its logits or waits at a gate, a proxy that does what bad
-networks do, and the question whether anything was left behind.
+What a test needs beside the product: a model that shows its logits or waits at a gate, and the question whether
+anything was left behind.
 """
 
 import asyncio
 import random
 import socket
-import struct
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -180,11 +179,15 @@ class Node:
         )
         ids: list[int] = []
         start = worker_pb2.DecodeStart()
-        async for reply in call:
-            if reply.WhichOneof("part") == "tokens":
-                ids += reply.tokens.ids
-                if reply.tokens.HasField("start"):
-                    start = reply.tokens.start
+        try:
+            async for reply in call:
+                if reply.WhichOneof("part") == "tokens":
+                    ids += reply.tokens.ids
+                    if reply.tokens.HasField("start"):
+                        start = reply.tokens.start
+        finally:
+            # gRPC does not always: see router/service/attempt.py.
+            call.cancel()
         return Answer(ids, start, self.model.logits.pop(request_id))
 
     def prefill(
@@ -342,14 +345,18 @@ def generate_request(tokens: Sequence[int], *, output: int = 8, **request: Any) 
 async def generate(system: Cluster, tokens: Sequence[int], reply: Reply | None = None, **wishes: Any) -> Reply:
     """Have the router answer; `reply` fills while the answer comes."""
     reply = reply or Reply()
-    async for message in system.stub.Generate(generate_request(tokens, **wishes)):
-        match message.WhichOneof("part"):
-            case "decision":
-                reply.decisions.append(message.decision)
-            case "tokens":
-                reply.tokens += message.tokens.ids
-            case "summary":
-                reply.summary = message.summary
+    call = system.stub.Generate(generate_request(tokens, **wishes))
+    try:
+        async for message in call:
+            match message.WhichOneof("part"):
+                case "decision":
+                    reply.decisions.append(message.decision)
+                case "tokens":
+                    reply.tokens += message.tokens.ids
+                case "summary":
+                    reply.summary = message.summary
+    finally:
+        call.cancel()
     return reply
 
 
@@ -357,78 +364,3 @@ async def alone(tokens: Sequence[int], output: int = 8, sampling: common_pb2.Sam
     """The answer of a worker that nobody helps and nothing disturbs."""
     async with worker("alone") as node:
         return (await node.decode("alone", tokens, output=output, sampling=sampling)).tokens
-
-
-# -- the network -------------------------------------------------------------------------------------------------------
-
-
-class BadNetwork:
-    """A TCP proxy. What the target sends back passes `tamper(offset, chunk)`, at `bytes_per_s` if given.
-
-    What `tamper` returns is passed on; None resets the connection, b"" ends it there. Offsets count over all
-    connections.
-    """
-
-    def __init__(self) -> None:
-        self.tamper: Callable[[int, bytes], bytes | None] = lambda offset, chunk: chunk
-        self.bytes_per_s: float | None = None
-        self.carried_bytes = 0
-        self.target_port = 0
-        self._serving: set[asyncio.Task[None]] = set()
-
-    def stand_before(self, node: Node, site: str) -> None:
-        """Let everybody in `site` reach the node's data plane through here."""
-        self.target_port = node.process.data_port
-        node.process.service.data_address_from[site] = ("127.0.0.1", self.port)
-
-    async def __aenter__(self) -> "BadNetwork":
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = int(self._server.sockets[0].getsockname()[1])
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for task in list(self._serving):
-            task.cancel()
-        await asyncio.gather(*self._serving, return_exceptions=True)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._serving.add(task)
-        try:
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target_port)
-            forth = asyncio.create_task(_forward(reader, far_writer))
-            try:
-                await self._back(far_reader, writer)
-            finally:
-                forth.cancel()
-                await asyncio.gather(forth, return_exceptions=True)
-                far_writer.close()
-        except (ConnectionError, asyncio.CancelledError):
-            pass
-        finally:
-            writer.close()
-            self._serving.discard(task)
-
-    async def _back(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while chunk := await reader.read(8 * 1024):
-            passed = self.tamper(self.carried_bytes, chunk)
-            self.carried_bytes += len(chunk)
-            if passed is None:
-                linger = struct.pack("ii", 1, 0)
-                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-                return
-            if not passed:
-                return
-            if self.bytes_per_s:
-                await asyncio.sleep(len(passed) / self.bytes_per_s)
-            writer.write(passed)
-            await writer.drain()
-
-
-async def _forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while chunk := await reader.read(64 * 1024):
-        writer.write(chunk)
-        await writer.drain()
-    writer.close()

@@ -10,7 +10,8 @@ import pytest
 
 from homing.protos import common_pb2
 
-from .cluster import BLOCK, BadNetwork, Node, alone, eventually, prompt_of, run, worker
+from .cluster import BLOCK, Node, alone, eventually, prompt_of, run, worker
+from .network import BadNetwork
 
 FETCH, MEET, SHIP = common_pb2.MOVE_KIND_FETCH, common_pb2.MOVE_KIND_MEET, common_pb2.MOVE_KIND_SHIP
 PROMPT = prompt_of(5, 645)

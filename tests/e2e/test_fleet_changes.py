@@ -17,6 +17,7 @@ from homing.router.core.events import WorkerLost
 from homing.router.core.types import WorkerId
 
 from .cluster import Cluster, Reply, alone, cluster, eventually, free_port, generate, prompt_of, run, worker
+from .network import BadNetwork
 
 PROMPT = prompt_of(21, 500)
 
@@ -271,6 +272,29 @@ def test_a_draining_worker_finishes_what_it_has_and_gets_nothing_new() -> None:
             await asked
             assert reply.tokens == await alone(PROMPT, 12) and reply.summary.retries == 0
             await asyncio.wait_for(draining, 2)
+            await system.assert_idle()
+
+    run(check())
+
+
+def test_a_worker_that_leaves_has_told_its_last_token_before() -> None:
+    """Even where its tokens take longer to the router than the news that it left; nobody else could go on."""
+
+    async def check() -> None:
+        wanted = await alone(PROMPT, 6)
+        async with BadNetwork() as network, cluster() as system:
+            way = {"home": f"127.0.0.1:{network.port}"}
+            async with worker("only", routers=(system.address,), address_from=way) as node:
+                network.target_port = node.process.port
+                network.delay_s = 0.1
+                await system.joined(1)
+                asked = [asyncio.create_task(generate(system, PROMPT, output=6)) for _ in range(4)]
+                await eventually(lambda: len(node.process.runtime._jobs) == 4, "all are there")
+                await node.process.drain(10)
+                await node.process.close()
+                replies = await asyncio.gather(*asked)
+                assert [reply.tokens for reply in replies] == [wanted] * 4
+                await system.joined(0)
             await system.assert_idle()
 
     run(check())

@@ -7,7 +7,8 @@ import pytest
 
 from homing.protos import common_pb2
 
-from ..e2e.cluster import BadNetwork, alone, eventually, prompt_of, run, worker
+from ..e2e.cluster import alone, eventually, prompt_of, run, worker
+from ..e2e.network import BadNetwork
 
 PROMPT = prompt_of(61, 300)
 

@@ -10,7 +10,7 @@ from homing.router.core.ledger import Charge
 from homing.router.core.planner import Breadth, Homing
 from homing.router.core.types import MoveKind, PlanKind, PrefillPrior, RequestId, Role, Site, WorkerId
 
-from .fleets import HERE, THERE, both_ways, busy, chain, link, request, scheduler, stored, worker
+from .fleets import HERE, THERE, both_ways, busy, chain, link, load, request, scheduler, stored, worker
 from .plan_worlds import every_plan, random_world
 
 SHAPES = [(4, 6), (2, 20), (6, 3)]
@@ -114,16 +114,30 @@ def test_a_crowd_of_full_workers_does_not_hide_the_one_with_room():
         assert made.handle(RequestArrived(request=request("one more", tokens=100)), 100.0) == []
 
 
-def test_a_crowd_of_holders_is_found_among_more_that_hold_nothing():
-    """More holders than are looked at one by one, none of them at the head of any rank."""
+def test_a_crowd_of_holders_is_found_behind_more_that_hold_nothing():
+    """More holders than are looked at one by one, and none of them near the head of any rank."""
     made = scheduler(*(worker(f"w{i:03}", requests_max=1000) for i in range(200)))
     keys = chain(("doc", 64))
+    for i in range(60, 200):
+        busy(made, f"w{i:03}", 0.05 if i < 120 else 0.1)
     for i in range(120, 200):
         made.handle(stored(f"w{i:03}", keys), 0.0)
-        busy(made, f"w{i:03}", 0.1)
-    plan = choose_for(made, keys)[0]
-    assert plan.estimate.hit_tokens == 64 * 16
-    assert plan.kind in (PlanKind.LOCAL, PlanKind.FETCH)
+        made.handle(load(f"w{i:03}", queued=1, running=1), 0.0)
+    best = choose_for(made, keys)[0]
+    assert best.estimate.hit_tokens == 64 * 16
+    assert best.kind in (PlanKind.LOCAL, PlanKind.FETCH)
+
+
+def test_holders_of_one_role_do_not_hide_those_of_another():
+    """Busy workers that do both hold the prompt too, but only the decode worker could begin at once."""
+    made = scheduler(*(worker(name) for name in "abc"), worker("d", HERE, Role.DECODE))
+    for name in "abcd":
+        made.handle(stored(name, KEYS), 0.0)
+    for name in "abc":
+        busy(made, name, 5.0)
+    made.handle(load("d", running=1), 0.0)
+    best = choose_for(made)[0]
+    assert (best.kind, best.decode) == (PlanKind.LOCAL, "d")
 
 
 def test_breadth_bounds_the_candidates():

@@ -520,6 +520,25 @@ def test_memory_is_room_too():
     )
 
 
+def test_a_report_that_makes_no_room_is_no_reason_to_ask_again():
+    """A thousand reports a second while everybody waits must cost next to nothing."""
+    made = scheduler(worker("a", requests_max=1), worker("b", requests_max=1))
+    asked = []
+    choose = made.policy.choose
+    made.policy.choose = lambda question, random: asked.append(question) or choose(question, random)
+    tell(
+        made,
+        (0.0, arrived("r"), [Sent("r", "a")]),
+        (0.0, arrived("s"), [Sent("s", "b")]),
+        (0.0, arrived("waits"), []),
+        (0.1, load("a", running=1), []),
+        (0.2, load("b", running=3), []),
+        (0.3, load("b", 2, running=2), []),
+    )
+    assert len(asked) == 2, "nobody had room for the third"
+    tell(made, (0.4, finished("s"), []), (0.5, load("b", 3), [Sent("waits", "b")]))
+
+
 def test_priority_then_deadline_then_arrival():
     made = scheduler(worker("a", requests_max=1))
     tell(
