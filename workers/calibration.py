@@ -22,8 +22,9 @@ def calibrate(model: LlamaModel, kv: KvTensor, worker_id: str, *, vocab_tokens: 
     longest = min(kv.blocks * kv.block_tokens, max(end for _, end in RANGES))
     tokens = tuple(random.randrange(vocab_tokens) for _ in range(longest))
     outcomes = []
-    for start, end in (WARM_UP, *RANGES):
-        if end > longest:
+    for start, wanted in (WARM_UP, *RANGES):
+        end = min(wanted, longest)
+        if start >= end:
             continue
         step = SequenceStep(
             request_id="calibration",
@@ -34,7 +35,7 @@ def calibrate(model: LlamaModel, kv: KvTensor, worker_id: str, *, vocab_tokens: 
         )
         plan = StepPlan(steps=(step,))
         seconds = min(_timed_s(model, plan, kv) for _ in range(REPEATS))
-        if (start, end) != WARM_UP:
+        if (start, wanted) != WARM_UP:
             outcome = common_pb2.PrefillOutcome(
                 worker=worker_id, computed_from_tokens=start, computed_to_tokens=end, compute_s=seconds
             )

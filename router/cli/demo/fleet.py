@@ -28,9 +28,9 @@ The rates are set when the workers have measured their speed, so that fetching a
 BYTES_PER_S_RANGE = (2e6, 150e6)
 """What the emulation may be asked to carry."""
 BELIEVED_BYTES_PER_S = {
-    ("amsterdam", "frankfurt"): 200e6,
-    ("frankfurt", "virginia"): 15e6,
-    ("amsterdam", "virginia"): 10e6,
+    ("amsterdam", "frankfurt"): 100e6,
+    ("frankfurt", "virginia"): 25e6,
+    ("amsterdam", "virginia"): 15e6,
 }
 BELIEVED_RTT_S = 0.030
 
