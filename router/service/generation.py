@@ -42,6 +42,13 @@ class RefusedRequestError(Exception):
         self.retry_after_s = retry_after_s
 
 
+def refused(command: Reject | Cancel) -> RefusedRequestError:
+    """What a sender is told when the core says no, or gives its request up."""
+    if isinstance(command, Cancel):
+        return RefusedRequestError(grpc.StatusCode.DEADLINE_EXCEEDED, command.reason)
+    return RefusedRequestError(STATUS[command.reason], f"{command.reason}: {command.detail}", command.retry_after_s)
+
+
 @dataclass(slots=True)
 class Tally:
     """What a generation has come to."""
@@ -134,19 +141,15 @@ class Generation:
                 self._driver.feed(PrefillFinished(request_id=request))
             case Done():
                 self.tally.finish_reason = item.finish_reason
-                self._finish(Outcome.FINISHED)
+                self._finish()
             case Broke():
                 self._broke(item)
             case Abandon():
                 if self._attempt is not None:
                     self._attempt.abandon(item.worker_id, item.reason)
-            case Cancel():
+            case Cancel() | Reject():
                 self._ended = True
-                raise RefusedRequestError(grpc.StatusCode.DEADLINE_EXCEEDED, item.reason)
-            case Reject():
-                self._ended = True
-                message = f"{item.reason}: {item.detail}"
-                raise RefusedRequestError(STATUS[item.reason], message, item.retry_after_s)
+                raise refused(item)
 
     def _take(self, tokens: NewTokens) -> None:
         now = self._driver.now()
@@ -159,7 +162,7 @@ class Generation:
         self._emitted += tokens.ids
         self.tally.output_tokens = len(self._emitted)
 
-    def _finish(self, outcome: Outcome) -> None:
+    def _finish(self) -> None:
         self._ended = True
         self.tally.computed_tokens = sum(
             part.computed_to_tokens - part.computed_from_tokens for part in self.tally.prefills
@@ -171,7 +174,9 @@ class Generation:
                 seconds=self._driver.now() - self._first_token_s,
             )
             self._driver.feed(event)
-        finished = RequestFinished(request_id=self._request.id, outcome=outcome, output_tokens=len(self._emitted))
+        finished = RequestFinished(
+            request_id=self._request.id, outcome=Outcome.FINISHED, output_tokens=len(self._emitted)
+        )
         self._driver.feed(finished)
 
     def _broke(self, broke: Broke) -> None:

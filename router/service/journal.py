@@ -14,7 +14,7 @@ class DecisionJournal:
         self._kept_max = kept_max
         self._decisions: OrderedDict[RequestId, list[tuple[Decision, float]]] = OrderedDict()
 
-    def __call__(self, event: Event, commands: list[Command], now: float, took_s: float) -> None:  # noqa: ARG002, RUF100
+    def __call__(self, event: Event, commands: list[Command], now: float, took_s: float) -> None:
         """Keep what was dispatched."""
         for command in commands:
             if isinstance(command, Dispatch):

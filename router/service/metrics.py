@@ -67,7 +67,7 @@ class Metrics:
         )
         self._open: dict[RequestId, Decision | None] = {}
 
-    def __call__(self, event: Event, commands: list[Command], now: float, took_s: float) -> None:  # noqa: ARG002, RUF100
+    def __call__(self, event: Event, commands: list[Command], now: float, took_s: float) -> None:
         """Count one event and its commands."""
         match event:
             case RequestArrived():

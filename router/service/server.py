@@ -17,12 +17,12 @@ from homing.router.core.types import Decision, Outcome, Request, RequestId, Work
 
 from .attempt import Wishes
 from .driver import Driver, RequestCommand
-from .generation import Generation, RefusedRequestError
+from .generation import Generation, RefusedRequestError, refused
 from .journal import DecisionJournal
 from .prompts import Intake, Prompt
 from .text import CodecOf
 from .views import fleet_message
-from .wire import STATUS, RouterServicer, common_pb2, decision_message, refusal_message, router_pb2
+from .wire import RouterServicer, common_pb2, decision_message, refusal_message, router_pb2
 from .workers import Workers
 
 log = structlog.get_logger(__name__)
@@ -204,20 +204,7 @@ class RouterService(RouterServicer):
 
     async def _route(self, message: router_pb2.RouteRequest) -> tuple[Decision, float]:
         request, _ = self._read(message)
-        mailbox = self._driver.open(request)
-        decided = False
-        try:
-            async with asyncio.timeout(self._request_timeout_s):
-                decision = await self._first_decision(mailbox)
-            decided = True
-        except TimeoutError:
-            detail = f"no worker had room within {self._request_timeout_s} s"
-            raise RefusedRequestError(grpc.StatusCode.DEADLINE_EXCEEDED, detail) from None
-        finally:
-            if decided:
-                self._driver.forget(request.id)
-            else:
-                self._driver.close_request(request.id)
+        decision = await self._first_decision(request.id, self._driver.open(request))
         _, took_s = self._journal.decisions(request.id)[-1]
         return decision, took_s
 
@@ -227,27 +214,26 @@ class RouterService(RouterServicer):
         event = DispatchFailed(request_id=request.id, worker_id=worker, reason=broke.reason, resume_as=request)
         self._driver.feed(event)
         try:
-            decision = await self._first_decision(mailbox)
+            decision = await self._first_decision(request.id, mailbox)
         except RefusedRequestError as error:
-            self._driver.forget(request.id)
             refusal = refusal_message(error.code, str(error), error.retry_after_s)
             return router_pb2.ReportReply(refusal=refusal)
-        except asyncio.CancelledError:
-            self._driver.close_request(request.id)
-            raise
-        self._driver.forget(request.id)
         return router_pb2.ReportReply(decision=self._decision(decision))
 
-    async def _first_decision(self, mailbox: "asyncio.Queue[RequestCommand]") -> Decision:
-        while True:
-            match await mailbox.get():
-                case Dispatch() as command:
-                    return command.decision
-                case Reject() as command:
-                    message = f"{command.reason}: {command.detail}"
-                    raise RefusedRequestError(STATUS[command.reason], message, command.retry_after_s)
-                case Cancel() as command:
-                    raise RefusedRequestError(grpc.StatusCode.DEADLINE_EXCEEDED, command.reason)
+    async def _first_decision(self, request: RequestId, mailbox: "asyncio.Queue[RequestCommand]") -> Decision:
+        """The decision for a request that its sender carries out; without one, nothing of the request is left here."""
+        try:
+            async with asyncio.timeout(self._request_timeout_s):
+                decision = await _decided(mailbox)
+        except TimeoutError:
+            self._driver.close_request(request)
+            detail = f"no worker had room within {self._request_timeout_s} s"
+            raise RefusedRequestError(grpc.StatusCode.DEADLINE_EXCEEDED, detail) from None
+        except BaseException:
+            self._driver.close_request(request)
+            raise
+        self._driver.forget(request)
+        return decision
 
     async def _read_stream(
         self,
@@ -296,6 +282,16 @@ class RouterService(RouterServicer):
             computed_tokens=tally.computed_tokens,
             hit_tokens=max(0, request.prompt_tokens - tally.computed_tokens),
         )
+
+
+async def _decided(mailbox: "asyncio.Queue[RequestCommand]") -> Decision:
+    """The next decision in a mailbox; raises RefusedRequestError when the request ends instead."""
+    while True:
+        match await mailbox.get():
+            case Dispatch() as command:
+                return command.decision
+            case Reject() | Cancel() as command:
+                raise refused(command)
 
 
 async def _abort(context: Any, error: RefusedRequestError) -> None:
