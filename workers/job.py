@@ -7,7 +7,8 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from .engine.sequence import Sequence, Waiting
+from .engine.sequence import Waiting
+from .engine.tokens import TokenSequence
 from .handover import Handover
 from .model.sampling import Sampling
 from .transfer import Order
@@ -96,7 +97,7 @@ class Job:
     `outputs` carries its tokens in order; a Prefilled, a Broken, or a token with a finish reason is the last.
     """
 
-    sequence: Sequence
+    sequence: TokenSequence
     sampling: Sampling
     source: Source | None
     submitted_s: float

@@ -20,7 +20,7 @@ from homing.router.core.types import BlockKey
 from .arrival import ArrivalSink
 from .engine.batcher import Batcher, Load
 from .engine.kvcache import KvCache, KvEvent
-from .engine.step import StepPlan
+from .engine.step import Batch, StepPlan
 from .handover import Handovers
 from .job import Broken, Generated, Job, Prefilled, Source
 from .model.kv import KvTensor
@@ -151,11 +151,12 @@ class WorkerRuntime:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            plan = self.batcher.next_step()
-            if plan is None:
+            batch = self.batcher.next_step()
+            if batch is None:
                 self._wake.clear()
                 await self._wake.wait()
                 continue
+            plan = batch.plan()
             self._note_begun(plan)
             work = loop.run_in_executor(self._compute, self._forward, plan, loop)
             try:
@@ -165,9 +166,9 @@ class WorkerRuntime:
                 raise
             except Exception as error:
                 log.exception("a forward pass failed")
-                await self._fail(plan, error)
+                await self._fail(batch, plan, error)
             else:
-                self._completed(plan, tokens, seconds)
+                self._completed(batch, plan, tokens, seconds)
             self._admit()
 
     def _forward(self, plan: StepPlan, loop: asyncio.AbstractEventLoop) -> tuple[dict[str, int], float]:
@@ -200,14 +201,15 @@ class WorkerRuntime:
             job = self._jobs[step.request_id]
             if job.began_s is None:
                 job.began_s = now
+            self._begin_handover(job)
 
-    def _completed(self, plan: StepPlan, tokens: dict[str, int], seconds: float) -> None:
+    def _completed(self, batch: Batch, plan: StepPlan, tokens: dict[str, int], seconds: float) -> None:
         prefilling = {s.request_id: s for s in plan.steps if s.start < self._prompt_end(s.request_id)}
         prefill_tokens = sum(len(step.tokens) for step in prefilling.values())
         for request_id, step in prefilling.items():
             share_s = seconds * len(step.tokens) / prefill_tokens
             self._jobs[request_id].note_computed(step.start, step.end, share_s)
-        for progress in self.batcher.complete(plan, tokens):
+        for progress in self.batcher.complete(batch, tokens):
             job = self._jobs[progress.sequence.request_id]
             if job.handover is not None:
                 job.handover.whole(progress.full_blocks)
@@ -222,13 +224,14 @@ class WorkerRuntime:
         return -1 if job is None else job.sequence.prompt_tokens
 
     def _finish(self, job: Job) -> None:
+        self._begin_handover(job)
         self._forget(job.sequence.request_id)
         if job.handover is not None:
             job.handover.export.finish()
         if job.sequence.is_prefill_only:
             job.outputs.put_nowait(Prefilled())
 
-    async def _fail(self, plan: StepPlan, error: Exception) -> None:
+    async def _fail(self, batch: Batch, plan: StepPlan, error: Exception) -> None:
         """A pass failed: its jobs are broken, the others go on."""
         jobs = [job for step in plan.steps if (job := self._jobs.get(step.request_id)) is not None]
         for job in jobs:
@@ -237,7 +240,7 @@ class WorkerRuntime:
         jobs = [job for job in jobs if self._runs(job)]
         for job in jobs:
             self.batcher.cancel(job.sequence.request_id)
-        self.batcher.complete(plan, {})
+        self.batcher.complete(batch, {})
         for job in jobs:
             self._forget(job.sequence.request_id)
             self._break(job, error)
@@ -272,11 +275,21 @@ class WorkerRuntime:
 
     def _begin(self, job: Job) -> None:
         """A job's sequence has its blocks."""
+        if job.source is not None:
+            self._begin_handover(job)
+            self._begin_pulling(job)
+
+    def _begin_handover(self, job: Job) -> None:
+        """Keep a prefill's blocks for the worker that decodes.
+
+        Only when its computation or its arrivals begin: until then blocks that others compute may take their place.
+        """
+        if not job.handover_blocks or job.handover is not None:
+            return
         sequence = job.sequence
-        if job.handover_blocks:
-            job.handover = self.handovers.begin(sequence, job.handover_blocks, job.handover_lease_s)
-            job.handover.whole(range(sequence.committed))
-        self._begin_pulling(job)
+        sequence.has_fixed_blocks = True
+        job.handover = self.handovers.begin(sequence, job.handover_blocks, job.handover_lease_s)
+        job.handover.whole(range(sequence.committed))
 
     def _tell_events(self) -> None:
         events = self.cache.take_events()
@@ -286,8 +299,7 @@ class WorkerRuntime:
     # -- arrivals ------------------------------------------------------------------------------------------------
 
     def _begin_pulling(self, job: Job) -> None:
-        if job.source is None:
-            return
+        assert job.source is not None
         needed = job.sequence.expect(job.source.first, job.source.end, job.source.waiting)
         if needed:
             # The source of a handover sends all of it, whatever is here already; a fetch asks for what is needed.

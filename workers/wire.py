@@ -6,7 +6,7 @@ from homing.protos import common_pb2, fleet_pb2, worker_pb2
 from homing.router.core.blocks import TOKEN_BYTES, unpack_tokens
 
 from .engine.kvcache import KvEvent, Stored
-from .engine.sequence import Sequence
+from .engine.tokens import TokenSequence
 from .job import Job, Source, Transferred
 from .model.config import LlamaConfig
 from .model.sampling import Sampling
@@ -72,7 +72,7 @@ def decode_job(request: worker_pb2.DecodeRequest, config: LlamaConfig, block_tok
         raise BadRequestError("request_id: missing")
     if request.max_output_tokens < 1:
         raise BadRequestError("max_output_tokens: expected at least 1, got 0")
-    sequence = Sequence(
+    sequence = TokenSequence(
         request.request_id,
         prompt_of(request.tokens_le32, config, request.max_output_tokens),
         block_tokens=block_tokens,
@@ -88,7 +88,7 @@ def prefill_job(request: worker_pb2.PrefillRequest, config: LlamaConfig, block_t
     """A job that computes full blocks and keeps some for a handover; raises BadRequestError."""
     if not request.request_id:
         raise BadRequestError("request_id: missing")
-    sequence = Sequence(
+    sequence = TokenSequence(
         request.request_id,
         prompt_of(request.tokens_le32, config, 0),
         block_tokens=block_tokens,

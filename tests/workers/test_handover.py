@@ -9,7 +9,7 @@ import pytest
 from homing.router.core.types import BlockKey
 from homing.workers import handover as module
 from homing.workers.engine.kvcache import KvCache
-from homing.workers.engine.sequence import Sequence
+from homing.workers.engine.tokens import TokenSequence
 from homing.workers.handover import Handover, Handovers
 from homing.workers.transfer import BufferMemory, Export, Piece, RefusedError
 
@@ -25,23 +25,23 @@ class Site:
         memory = BufferMemory(data, format="f", layers=LAYERS, layer_block_bytes=LAYER_BLOCK_BYTES)
         self.handovers = Handovers(self.cache, memory)
 
-    def prefill(self, request_id: str = "r", blocks: int = 4, seed: int = 1) -> Sequence:
+    def prefill(self, request_id: str = "r", blocks: int = 4, seed: int = 1) -> TokenSequence:
         """A sequence that has its blocks, as the batcher leaves it when the handover begins."""
         tokens = range(seed, seed + blocks * BLOCK + 1)
-        sequence = Sequence(request_id, tokens, block_tokens=BLOCK, key_seed=1, max_output_tokens=0)
+        sequence = TokenSequence(request_id, tokens, block_tokens=BLOCK, key_seed=1, max_output_tokens=0)
         taken = self.cache.allocate(blocks)
         assert taken is not None
         sequence.blocks = taken
         return sequence
 
-    def ended(self, sequence: Sequence) -> None:
+    def ended(self, sequence: TokenSequence) -> None:
         """The prefill gives its own pins back."""
         self.cache.unpin(sequence.blocks)
 
-    def begin(self, sequence: Sequence, lease_s: float = 30.0) -> Handover:
+    def begin(self, sequence: TokenSequence, lease_s: float = 30.0) -> Handover:
         return self.handovers.begin(sequence, range(len(sequence.blocks)), lease_s)
 
-    def asking(self, sequence: Sequence) -> Coroutine[Any, Any, tuple[Export, Callable[[], None]]]:
+    def asking(self, sequence: TokenSequence) -> Coroutine[Any, Any, tuple[Export, Callable[[], None]]]:
         return self.handovers.take(sequence.request_id, sequence.keys[: len(sequence.blocks)])
 
     def assert_nothing_kept(self) -> None:
@@ -54,7 +54,7 @@ def run(work: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(work, 10))
 
 
-async def asked(site: Site, sequence: Sequence) -> "asyncio.Task[tuple[Export, Callable[[], None]]]":
+async def asked(site: Site, sequence: TokenSequence) -> "asyncio.Task[tuple[Export, Callable[[], None]]]":
     """Somebody who asks and already waits."""
     task = asyncio.create_task(site.asking(sequence))
     await asyncio.sleep(0)

@@ -13,8 +13,8 @@ from ..e2e.network import BadNetwork
 PROMPT = prompt_of(61, 300)
 
 
-def test_who_waits_is_let_in_when_a_cached_prefill_ends_without_a_pass() -> None:
-    """Nothing is computed for it, so no end of a pass would look after the queue again."""
+def test_a_cached_prefill_needs_no_pass_and_no_seat_in_one() -> None:
+    """The one seat is taken by a request that computes; what is cached already is handed over beside it."""
 
     async def check() -> None:
         async with worker("a", requests_max=1) as node:
@@ -22,14 +22,13 @@ def test_who_waits_is_let_in_when_a_cached_prefill_ends_without_a_pass() -> None
             node.model.hold_at(node.model.passes + 1)
             first = asyncio.create_task(node.decode("first", prompt_of(62, 20), output=2))
             await eventually(node.model.held.is_set, "the first request computes")
-            prefill = node.prefill("cached", PROMPT, range(4))
-            await eventually(lambda: len(node.process.runtime._jobs) == 2, "the prefill waits")
+            async with asyncio.timeout(5):
+                assert (await node.prefill("cached", PROMPT, range(4))).hit_tokens == len(PROMPT) // 16 * 16
             last = asyncio.create_task(node.decode("last", PROMPT))
-            await eventually(lambda: len(node.process.runtime._jobs) == 3, "two requests wait")
+            await eventually(lambda: len(node.process.runtime._jobs) == 2, "one more request waits for a seat")
             node.model.go()
             async with asyncio.timeout(5):
                 await first
-                assert (await prefill).hit_tokens == len(PROMPT) // 16 * 16
                 assert (await last).tokens == await alone(PROMPT, 4)
             node.process.runtime.handovers.drop("cached", "the test is over")
             await node.assert_idle()

@@ -2,19 +2,24 @@
 
 Every pass first decodes one token of each sequence that generates, then fills up to `step_tokens_max` with chunks of
 prompts, first come first served; a prompt that waits for arrivals is passed over. A sequence gets all blocks that it
-may ever need when it is admitted, so that nothing that runs is ever thrown out again.
+may ever need when it is admitted, so that nothing that runs is ever thrown out again. A prompt looks into the cache when
+it is admitted and once more when its computation begins: of siblings that came together, the first computes what they
+share and the others find it.
 
 Rule 1: told what happened, it answers what to compute; it measures no time.
 Rule 2: while a pass runs, only that pass's own positions are `computing`; arrivals, new sequences and cancels may be
 told at any moment. Blocks of a cancelled sequence are given back after the pass that writes them.
+Rule 3: at most `sequences_max` take part in a pass; those that decode come first.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from .kvcache import KvCache
 from .sequence import Sequence
-from .step import SequenceStep, StepPlan
+from .step import Batch, Chunk
+from .tokens import TokenSequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +28,7 @@ class Progress:
 
     sequence: Sequence
     token: int | None
-    """The token it generated, if any."""
+    """The token it generated, if any; None also where tokens are only counted."""
     full_blocks: range
     """Positions of blocks that became whole."""
     finished: bool
@@ -46,101 +51,148 @@ class Batcher:
         self._step_tokens_max = step_tokens_max
         self._sequences_max = sequences_max
         self._waiting: dict[str, Sequence] = {}
-        self._running: dict[str, Sequence] = {}
-        self._in_step: set[str] = set()
-        self._ending: dict[str, Sequence] = {}
+        self._prefilling: dict[str, Sequence] = {}
+        self._decoding: dict[str, Sequence] = {}
+        self._in_step: Batch | None = None
+        self._ending: set[Sequence] = set()
 
     def __len__(self) -> int:
-        return len(self._waiting) + len(self._running)
+        return len(self._waiting) + len(self._prefilling) + len(self._decoding)
+
+    @property
+    def decoding(self) -> int:
+        """How many sequences generate."""
+        return len(self._decoding)
 
     def submit(self, sequence: Sequence) -> None:
         """Take a sequence in; it waits until `admit`. Its id must be new and its blocks must fit an empty cache."""
-        assert sequence.request_id not in self._waiting and sequence.request_id not in self._running
+        assert sequence.request_id not in self._waiting and self._running(sequence.request_id) is None
         assert sequence.blocks_needed <= self.cache.total, f"{sequence.request_id} can never fit"
         self._waiting[sequence.request_id] = sequence
 
     def admit(self) -> list[Sequence]:
         """Give blocks to those who wait, in order, as far as they last; returns who got them."""
         admitted = []
-        for sequence in list(self._waiting.values()):
-            if len(self._running) + len(self._ending) >= self._sequences_max or not self._begin(sequence):
+        while self._waiting:
+            sequence = next(iter(self._waiting.values()))
+            if not self._begin(sequence):
                 break
             del self._waiting[sequence.request_id]
-            self._running[sequence.request_id] = sequence
+            self._prefilling[sequence.request_id] = sequence
             admitted.append(sequence)
         return admitted
 
-    def next_step(self) -> StepPlan | None:
+    def next_step(self) -> Batch | None:
         """What to compute next; None when there is nothing that can be computed now."""
-        assert not self._in_step, "the last step was not completed"
-        steps = [self._decode_step(s) for s in self._running.values() if s.is_decoding]
-        budget = self._step_tokens_max - len(steps)
-        for sequence in self._running.values():
-            if budget <= 0:
-                break
-            start, stop = sequence.next_range()
-            stop = min(stop, start + budget)
-            if start < stop and not sequence.is_decoding:
-                budget -= stop - start
-                steps.append(self._prefill_step(sequence, start, stop))
-        self._in_step = {step.request_id for step in steps}
-        return StepPlan(steps=tuple(steps)) if steps else None
+        assert self._in_step is None, "the last step was not completed"
+        decoding = list(islice(self._decoding.values(), self._sequences_max))
+        chunks: list[Chunk] = []
+        if self._prefilling:
+            self._fill(chunks, self._step_tokens_max - len(decoding), self._sequences_max - len(decoding))
+        if not decoding and not chunks:
+            return None
+        self._in_step = Batch(decoding, chunks)
+        return self._in_step
 
-    def complete(self, plan: StepPlan, tokens: Mapping[str, int]) -> list[Progress]:
+    def complete(self, batch: Batch, tokens: Mapping[str, int]) -> list[Progress]:
         """The pass is done; `tokens` are what was sampled. Sequences that finished are given back."""
-        self._in_step.clear()
         progress = []
-        for step in plan.steps:
-            ending = self._ending.pop(step.request_id, None)
-            if ending is not None:
-                self.cache.unpin(ending.blocks)
-                continue
-            progress.append(self._advance(self._running[step.request_id], step, tokens))
+        for sequence in self._survivors(batch):
+            token = tokens[sequence.request_id]
+            assert isinstance(sequence, TokenSequence)
+            sequence.computed(sequence.present + 1)
+            sequence.take(token)
+            progress.append(self._progress(sequence, token))
+        for chunk in self._survived(batch):
+            sequence = chunk.sequence
+            sequence.computed(chunk.stop)
+            sampled = tokens[sequence.request_id] if chunk.samples else None
+            if sampled is not None:
+                assert isinstance(sequence, TokenSequence)
+                sequence.take(sampled)
+                self._begin_decoding(sequence)
+            progress.append(self._progress(sequence, sampled))
+        self._end_step()
+        return progress
+
+    def count(self, batch: Batch, passes: int = 1) -> list[Progress]:
+        """The pass is done, so many times in a row, on a worker that only counts tokens.
+
+        Returns what happened to prompts and which answers ended. A batch with prompts in it is one pass; the answers
+        of a longer run end with its last pass at the soonest.
+        """
+        assert passes == 1 or not batch.chunks, "prompts advance pass by pass"
+        progress = []
+        for sequence in self._survivors(batch):
+            sequence.present += passes
+            sequence.computing = sequence.present
+            sequence.generated += passes
+            if sequence.present // sequence.block_tokens > sequence.committed < len(sequence.keys):
+                self._settle(sequence)
+            if sequence.generated >= sequence.max_output_tokens:
+                sequence.finish_reason = "length"
+                progress.append(self._progress(sequence, None))
+        for chunk in self._survived(batch):
+            sequence = chunk.sequence
+            sequence.computed(chunk.stop)
+            if chunk.samples:
+                sequence.generate()
+                self._begin_decoding(sequence)
+            progress.append(self._progress(sequence, None))
+        self._end_step()
         return progress
 
     def finished_without_step(self) -> list[Sequence]:
         """Prefill-only sequences whose blocks are all there already; they are given back."""
-        done = [s for s in self._running.values() if s.is_prefill_only and s.present >= s.end]
+        done = [s for s in self._prefilling.values() if s.is_prefill_only and s.present >= s.end]
+        done = [s for s in done if self._in_step is None or not self._in_step.has(s)]
         for sequence in done:
-            if sequence.request_id not in self._in_step:
-                self._settle(sequence)
-                self._release(sequence)
-        return [s for s in done if s.request_id not in self._running]
+            self._settle(sequence)
+            self._release(sequence)
+        return done
 
     def settle_arrivals(self, sequence: Sequence) -> range:
         """Let blocks that arrived be found by others too; returns the positions that became whole."""
-        return self._settle(sequence) if sequence.request_id in self._running else range(0)
+        return self._settle(sequence) if self._running(sequence.request_id) is not None else range(0)
 
     def cancel(self, request_id: str) -> bool:
         """Give a sequence up; False if it is not here. Blocks that a pass is writing are given back after it."""
         if self._waiting.pop(request_id, None) is not None:
             return True
-        sequence = self._running.pop(request_id, None)
+        sequence = self._running(request_id)
         if sequence is None:
             return False
-        # The pass may be of an earlier sequence of this id, which is ending already.
-        if request_id in self._in_step and request_id not in self._ending:
-            self._ending[request_id] = sequence
+        self._forget(sequence)
+        if self._in_step is not None and self._in_step.has(sequence):
+            self._ending.add(sequence)
         else:
             self.cache.unpin(sequence.blocks)
         return True
 
     def load(self) -> Load:
         """What there is to do."""
-        everyone = [*self._waiting.values(), *self._running.values()]
+        queued = sum(s.prompt_left_tokens for group in (self._waiting, self._prefilling) for s in group.values())
         return Load(
-            queued_prefill_tokens=sum(sequence.prompt_left_tokens for sequence in everyone),
-            running_requests=len(everyone),
+            queued_prefill_tokens=queued,
+            running_requests=len(self),
             kv_blocks_used=self.cache.used,
         )
 
     def check(self) -> None:
         """Assert that every running sequence has its blocks and nobody else uses them for other content."""
         self.cache.check()
-        assert self._in_step <= self._running.keys() | self._ending.keys()
-        for sequence in self._running.values():
+        assert not self._prefilling.keys() & self._decoding.keys()
+        assert all(sequence.is_decoding for sequence in self._decoding.values())
+        running = [*self._prefilling.values(), *self._decoding.values()]
+        if self._in_step is not None:
+            taking_part = [*self._in_step.decoding, *(chunk.sequence for chunk in self._in_step.chunks)]
+            assert all(s in self._ending or s in running for s in taking_part)
+        for sequence in running:
             assert len(sequence.blocks) == sequence.blocks_needed
-            assert sequence.present <= sequence.computing <= len(sequence.tokens)
+            assert sequence.present <= sequence.computing <= sequence.prompt_tokens + sequence.generated
+
+    def _running(self, request_id: str) -> Sequence | None:
+        return self._prefilling.get(request_id) or self._decoding.get(request_id)
 
     def _begin(self, sequence: Sequence) -> bool:
         cached = self.cache.match(sequence.keys[: sequence.reusable_blocks])
@@ -152,31 +204,55 @@ class Batcher:
         sequence.begin(cached + fresh, len(cached))
         return True
 
-    def _decode_step(self, sequence: Sequence) -> SequenceStep:
-        start = len(sequence.tokens) - 1
-        return SequenceStep(
-            request_id=sequence.request_id,
-            tokens=(sequence.tokens[-1],),
-            start=start,
-            block_table=tuple(sequence.blocks[: start // sequence.block_tokens + 1]),
-            sample=True,
-        )
+    def _fill(self, chunks: list[Chunk], budget: int, seats: int) -> None:
+        """Add chunks of prompts, first come first served, as far as tokens and seats last."""
+        for sequence in self._prefilling.values():
+            if budget <= 0 or len(chunks) >= seats:
+                return
+            if not sequence.has_begun and not sequence.has_fixed_blocks:
+                self._look_again(sequence)
+            start, stop = sequence.next_range()
+            stop = min(stop, start + budget)
+            if start < stop:
+                budget -= stop - start
+                sequence.computing = stop
+                samples = stop == sequence.prompt_tokens and not sequence.is_prefill_only
+                chunks.append(Chunk(sequence, start, stop, samples))
 
-    def _prefill_step(self, sequence: Sequence, start: int, stop: int) -> SequenceStep:
-        sequence.computing = stop
-        return SequenceStep(
-            request_id=sequence.request_id,
-            tokens=tuple(sequence.tokens[start:stop]),
-            start=start,
-            block_table=tuple(sequence.blocks[: (stop - 1) // sequence.block_tokens + 1]),
-            sample=stop == sequence.prompt_tokens and not sequence.is_prefill_only,
-        )
+    def _look_again(self, sequence: Sequence) -> None:
+        """What others computed since it was admitted need not be computed again.
 
-    def _advance(self, sequence: Sequence, step: SequenceStep, tokens: Mapping[str, int]) -> Progress:
-        sequence.computed(step.end)
-        token = tokens[step.request_id] if step.sample else None
-        if token is not None:
-            sequence.generate(token)
+        Of a prefill only, the last block is: what takes part in no pass would be noticed by nobody.
+        """
+        end = sequence.reusable_blocks - sequence.is_prefill_only
+        following = sequence.keys[sequence.committed : end]
+        more = self.cache.match(following)
+        if more:
+            self.cache.pin(more)
+            self.cache.unpin(sequence.extend_hit(sequence.blocks[: sequence.committed] + more))
+
+    def _survivors(self, batch: Batch) -> list[Sequence]:
+        """Those of a pass that decode and were not cancelled meanwhile."""
+        return [s for s in batch.decoding if s not in self._ending] if self._ending else batch.decoding
+
+    def _survived(self, batch: Batch) -> list[Chunk]:
+        """The chunks of a pass whose sequences were not cancelled meanwhile."""
+        return [c for c in batch.chunks if c.sequence not in self._ending] if self._ending else batch.chunks
+
+    def _end_step(self) -> None:
+        """Give back what was cancelled while the pass was writing it."""
+        batch, self._in_step = self._in_step, None
+        if self._ending and batch is not None:
+            for sequence in (*batch.decoding, *(chunk.sequence for chunk in batch.chunks)):
+                if sequence in self._ending:
+                    self._ending.discard(sequence)
+                    self.cache.unpin(sequence.blocks)
+
+    def _begin_decoding(self, sequence: Sequence) -> None:
+        del self._prefilling[sequence.request_id]
+        self._decoding[sequence.request_id] = sequence
+
+    def _progress(self, sequence: Sequence, token: int | None) -> Progress:
         full = self._settle(sequence)
         done_prefill = sequence.is_prefill_only and sequence.present >= sequence.end
         finished = sequence.finish_reason is not None or done_prefill
@@ -191,6 +267,10 @@ class Batcher:
             self.cache.commit(sequence.blocks[position], sequence.keys[position], parent)
         return full
 
+    def _forget(self, sequence: Sequence) -> None:
+        if self._prefilling.pop(sequence.request_id, None) is None:
+            del self._decoding[sequence.request_id]
+
     def _release(self, sequence: Sequence) -> None:
-        del self._running[sequence.request_id]
+        self._forget(sequence)
         self.cache.unpin(sequence.blocks)

@@ -14,20 +14,19 @@ Rule 4: every change of what is findable is told as an event, in order.
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from homing.router.core.types import BlockKey
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stored:
+class Stored(NamedTuple):
     """`key` can be found now; it follows `parent` (None: a prompt's first block)."""
 
     key: BlockKey
     parent: BlockKey | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Removed:
+class Removed(NamedTuple):
     """`key` can be found no more."""
 
     key: BlockKey
@@ -133,7 +132,7 @@ class KvCache:
         if block.key is None and key not in self._by_key:
             block.key, block.parent = key, parent
             self._by_key[key] = number
-            self._events.append(Stored(key=key, parent=parent))
+            self._events.append(Stored(key, parent))
 
     def clear(self) -> None:
         """Let nothing be found any more; blocks in use go on being used."""
@@ -197,5 +196,5 @@ class KvCache:
         block = self._blocks[number]
         assert block.key is not None
         del self._by_key[block.key]
-        self._events.append(Removed(key=block.key))
+        self._events.append(Removed(block.key))
         block.key = block.parent = None

@@ -11,12 +11,13 @@ worker sends are *expected*; each is claimed before its first byte is received a
 
 Rule 1: computation and arrivals never write the same block.
 Rule 2: when arrivals end, however they end, what did not arrive is computed.
+Rule 3: tokens are counted here, not kept: what they are is known to `tokens.TokenSequence` alone, so that a simulated
+worker, which computes nothing, runs on the same counts.
 """
 
-from collections.abc import Sequence as Seq
+from collections.abc import Iterable
 from enum import StrEnum
 
-from homing.router.core.blocks import block_keys, pack_tokens
 from homing.router.core.types import BlockKey
 
 MEET_CHUNK_TOKENS = 128
@@ -34,33 +35,57 @@ class Waiting(StrEnum):
 
 
 class Sequence:
-    """The state of one request. `end` is where its prompt ends, or, for a prefill only, its last full block."""
+    """The state of one request. `end` is where its prompt ends, or, for a prefill only, its last full block.
+
+    `keys` are the chained keys of its full blocks from the front: of the prompt's, and of as much of the answer as is
+    known; a block without a key is used and never found.
+    """
+
+    __slots__ = (
+        "_arrived",
+        "_claimed",
+        "_expected",
+        "_waiting",
+        "block_tokens",
+        "blocks",
+        "committed",
+        "computing",
+        "finish_reason",
+        "generated",
+        "has_fixed_blocks",
+        "hit_tokens",
+        "keys",
+        "max_output_tokens",
+        "present",
+        "prompt_tokens",
+        "request_id",
+    )
 
     def __init__(
         self,
         request_id: str,
-        tokens: Seq[int],
+        prompt_tokens: int,
         *,
+        keys: Iterable[BlockKey],
         block_tokens: int,
-        key_seed: int,
         max_output_tokens: int,
-        eos_ids: frozenset[int] = frozenset(),
     ) -> None:
-        assert tokens, "a prompt has at least one token"
+        assert prompt_tokens > 0, "a prompt has at least one token"
         self.request_id = request_id
-        self.tokens = list(tokens)
-        self.prompt_tokens = len(tokens)
+        self.prompt_tokens = prompt_tokens
         self.block_tokens = block_tokens
         self.max_output_tokens = max_output_tokens
-        self.eos_ids = eos_ids
-        self.key_seed = key_seed
-        self.keys: list[BlockKey] = list(block_keys(pack_tokens(tokens), block_tokens, seed=key_seed))
+        self.keys: list[BlockKey] = list(keys)
         self.blocks: list[int] = []
         self.hit_tokens = 0
         self.present = 0
         self.computing = 0
         self.committed = 0
+        self.generated = 0
+        """Tokens generated so far."""
         self.finish_reason: str | None = None
+        self.has_fixed_blocks = False
+        """Whether somebody else reads or writes its blocks, so that none may be exchanged for a cached one."""
         self._waiting = Waiting.FOR_ALL
         self._expected = range(0)
         self._claimed: set[int] = set()
@@ -88,11 +113,6 @@ class Sequence:
         return -(-longest // self.block_tokens)
 
     @property
-    def generated(self) -> int:
-        """Tokens generated so far."""
-        return len(self.tokens) - self.prompt_tokens
-
-    @property
     def is_decoding(self) -> bool:
         """Whether the prompt is there and the first token is known."""
         return self.generated > 0 and self.finish_reason is None
@@ -109,6 +129,7 @@ class Sequence:
 
     def expect(self, first: int, end: int, waiting: Waiting) -> range:
         """Blocks `[first, end)` will be sent; returns those of them that are still needed (maybe none)."""
+        self.has_fixed_blocks = True
         have = self.present // self.block_tokens
         first = max(first, have)
         self._expected = range(first, max(first, min(end, self.reusable_blocks)))
@@ -154,9 +175,24 @@ class Sequence:
         self.committed = cached
         self.present = self.computing = self.hit_tokens = cached * self.block_tokens
 
+    def extend_hit(self, cached: list[int]) -> list[int]:
+        """More of the prefix was computed by others meanwhile: use their blocks, and give back ours in their place."""
+        own = self.blocks[self.committed : len(cached)]
+        self.blocks[: len(cached)] = cached
+        self.committed = len(cached)
+        self.present = self.computing = self.hit_tokens = len(cached) * self.block_tokens
+        return own
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything of its prompt was computed here or arrived."""
+        return self.computing > self.hit_tokens or self.generated > 0
+
     def next_range(self) -> tuple[int, int]:
         """The prompt tokens that may be computed next; empty when all are there or must be waited for."""
         start = max(self.present, self.computing)
+        if not self._expected and not self._claimed:
+            return start, max(start, self.end)
         position = start // self.block_tokens
         if start >= self.end or position in self._claimed:
             return start, start
@@ -171,27 +207,21 @@ class Sequence:
         return start, stop
 
     def computed(self, end: int) -> None:
-        """A pass computed the prompt up to `end`, or one generated token."""
+        """A pass computed up to `end`: of the prompt, or the position of a generated token."""
         self.present = end
         self.computing = max(self.computing, end)
-        self._absorb()
+        if self._arrived:
+            self._absorb()
 
-    def generate(self, token: int) -> None:
-        """One more token of the answer; ends the sequence at an end-of-sequence token or at its length."""
-        self.tokens.append(token)
-        if token in self.eos_ids:
-            self.finish_reason = "stop"
-        elif self.generated >= self.max_output_tokens:
+    def generate(self, count: int = 1) -> None:
+        """So many more tokens of the answer; ends the sequence at its length."""
+        self.generated += count
+        if self.generated >= self.max_output_tokens:
             self.finish_reason = "length"
 
     def newly_full(self) -> range:
         """Positions of blocks that became whole since last asked: their keys may be committed."""
-        full = self.present // self.block_tokens
-        if full > len(self.keys):
-            start = len(self.keys) * self.block_tokens
-            parent = self.keys[-1] if self.keys else None
-            packed = pack_tokens(self.tokens[start : full * self.block_tokens])
-            self.keys += block_keys(packed, self.block_tokens, seed=self.key_seed, parent=parent)
+        full = min(self.present // self.block_tokens, len(self.keys))
         ready = range(self.committed, full)
         self.committed = max(self.committed, full)
         return ready

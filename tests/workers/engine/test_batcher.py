@@ -13,8 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from homing.router.core.types import BlockKey
 from homing.workers.engine.batcher import Batcher
 from homing.workers.engine.kvcache import KvCache, Stored
-from homing.workers.engine.sequence import Sequence, Waiting
-from homing.workers.engine.step import StepPlan
+from homing.workers.engine.sequence import Waiting
+from homing.workers.engine.step import Batch, StepPlan
+from homing.workers.engine.tokens import TokenSequence
 
 BLOCK = 16
 BEING_WRITTEN = -1
@@ -42,7 +43,7 @@ def prompt(family: int, length: int, fork: int) -> list[int]:
 class Tracked:
     """One sequence, its pull, and where each position's KV came from."""
 
-    sequence: Sequence
+    sequence: TokenSequence
     waiting: Waiting
     span: tuple[int, int]
     piece: int
@@ -51,6 +52,7 @@ class Tracked:
     unsent: list[int] = field(default_factory=list)
     claimed: list[int] = field(default_factory=list)
     pulling: bool = False
+    hit: int = 0
 
 
 class BatcherMachine(RuleBasedStateMachine):
@@ -66,6 +68,7 @@ class BatcherMachine(RuleBasedStateMachine):
         self.live: dict[str, Tracked] = {}
         self.zombies: list[Tracked] = []
         self.plan: StepPlan | None = None
+        self.batch: Batch | None = None
         self.writing: set[int] = set()
         self.stepping: dict[str, Tracked] = {}
         self.count = 0
@@ -96,7 +99,7 @@ class BatcherMachine(RuleBasedStateMachine):
     ) -> None:
         """A request comes; an id may come again as soon as it is gone, even while a pass still writes for it."""
         self.count += 1
-        sequence = Sequence(
+        sequence = TokenSequence(
             name if name is not None and name not in self.live else str(self.count),
             prompt(family, length, fork),
             block_tokens=BLOCK,
@@ -128,12 +131,17 @@ class BatcherMachine(RuleBasedStateMachine):
         assert sequence.hit_tokens <= sequence.reusable_blocks * BLOCK < sequence.prompt_tokens
         cached = sequence.hit_tokens // BLOCK
         assert not self.writing & set(sequence.blocks[cached:]), "blocks that a pass writes were given away"
-        for position in range(sequence.hit_tokens):
-            self.came_from(tracked, position, "cache")
+        self.hit(tracked)
         assert self.held(sequence, sequence.hit_tokens) == tracked.kv[: sequence.hit_tokens], "a hit holds other KV"
         needed = sequence.expect(*tracked.span, tracked.waiting)
         tracked.unsent = sorted(needed, reverse=tracked.waiting is Waiting.TO_MEET)
         tracked.pulling = bool(needed)
+
+    def hit(self, tracked: Tracked) -> None:
+        """It found so much in the cache, at once or when it was about to begin."""
+        for position in range(tracked.hit, tracked.sequence.hit_tokens):
+            self.came_from(tracked, position, "cache")
+        tracked.hit = max(tracked.hit, tracked.sequence.hit_tokens)
 
     @rule(data=st.data())
     @precondition(lambda self: self.live)
@@ -219,10 +227,13 @@ class BatcherMachine(RuleBasedStateMachine):
                 self.end_pass()
 
     def begin_pass(self) -> None:
-        plan = self.batcher.next_step()
-        if plan is None:
+        self.batch = self.batcher.next_step()
+        if self.batch is None:
             self.nothing_is_stuck()
             return
+        for tracked in self.live.values():
+            self.hit(tracked)
+        plan = self.batch.plan()
         decodes = sum(self.live[step.request_id].sequence.is_decoding for step in plan.steps)
         assert plan.tokens <= max(self.step_tokens, decodes)
         assert len({step.request_id for step in plan.steps}) == len(plan.steps) <= self.most
@@ -262,7 +273,7 @@ class BatcherMachine(RuleBasedStateMachine):
             if tracked and step.sample:
                 tokens[step.request_id] = next_token(tracked.sequence.tokens)
         self.writing.clear()
-        for progress in self.batcher.complete(plan, tokens):
+        for progress in self.batcher.complete(self.batch, tokens):
             if progress.finished:
                 self.ended(self.live[progress.sequence.request_id])
         self.admit()
@@ -287,7 +298,7 @@ class BatcherMachine(RuleBasedStateMachine):
         assert position not in tracked.origin, f"{position} came twice: {tracked.origin[position]} and {origin}"
         tracked.origin[position] = origin
 
-    def held(self, sequence: Sequence, end: int) -> list[int]:
+    def held(self, sequence: TokenSequence, end: int) -> list[int]:
         """What the memory holds for the first `end` tokens."""
         blocks = sequence.blocks[: -(-end // BLOCK)]
         return [slot for block in blocks for slot in self.memory[block]][:end]
