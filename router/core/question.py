@@ -4,14 +4,14 @@ A question answers in worker states, held blocks and seconds; it changes nothing
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator
-from itertools import accumulate
+from collections.abc import Iterator, Mapping
+from itertools import accumulate, takewhile
 from operator import or_
 
 from .fleet import Fleet, Pool, WorkerState
-from .prefix_index import Level
+from .prefix_index import Level, PrefixIndex
 from .price import Pricer, Source
-from .types import ModelName, ModelProfile, Plan, PlanKind, Request, Site
+from .types import ModelName, ModelProfile, Plan, PlanKind, Request, Site, Tier
 
 
 class Question:
@@ -31,6 +31,7 @@ class Question:
         *,
         excluded: int = 0,
         group: tuple[ModelName, ...] = (),
+        tiers: Mapping[Tier, PrefixIndex] | None = None,
     ) -> None:
         self.request = request
         self.profile = profile
@@ -41,6 +42,7 @@ class Question:
         self._held: dict[int, int] = {}
         self._holders_down_to = list(accumulate((level.holders for level in levels), or_))
         self._group = group or (request.model,)
+        self._tiers = tiers or {}
         self.blocks = -(-(request.prompt_tokens + request.max_output_tokens) // profile.block_tokens)
 
     def held(self, worker: WorkerState) -> int:
@@ -52,6 +54,14 @@ class Question:
             depth = self.levels[found].depth if found < len(self.levels) else 0
             held = self._held[worker.bit] = min(depth, self.pricer.reusable)
         return held
+
+    def held_on(self, worker: WorkerState, tier: Tier, first: int) -> int:
+        """How many blocks from `first` on, without a gap, a worker has in one of its lower tiers."""
+        index = self._tiers.get(tier)
+        if index is None or not index.blocks_of(worker.bit):
+            return 0
+        wanted = self.request.block_keys[first : self.pricer.reusable]
+        return sum(1 for _ in takewhile(lambda key: index.holds(worker.bit, key), wanted))
 
     def pools(self) -> dict[Site, Pool]:
         """The pools that serve the request's model, by site."""

@@ -36,7 +36,7 @@ from .events import (
     WorkerJoined,
     WorkerLost,
 )
-from .policies import Policy
+from .policies import Observing, Policy
 from .question import Question
 from .tolls import Tolls
 from .topology import Topology
@@ -113,6 +113,7 @@ class Scheduler:
         self.limits = limits or Limits()
         self.admission = Admission(self.limits.queue_max)
         self.in_flight: dict[RequestId, InFlight] = {}
+        self._observer = policy if isinstance(policy, Observing) else None
         self._random = random
         self._attempts: dict[RequestId, _Attempts] = {}
         self._leases: SortedList[tuple[float, RequestId]] = SortedList()
@@ -120,9 +121,15 @@ class Scheduler:
         self._next_sweep_s: float | None = None
         self._now = 0.0
 
-    def handle(self, event: Event, now: float) -> list[Command]:  # noqa: C901 - one arm per event, no logic
+    def handle(self, event: Event, now: float) -> list[Command]:
         """Take one fact in; the answer is what is to be done about it, in order."""
         self._now = now = max(now, self._now)
+        commands = self._take_in(event, now)
+        if self._observer is not None:
+            self._observer.observe(event, commands, now)
+        return commands
+
+    def _take_in(self, event: Event, now: float) -> list[Command]:  # noqa: C901 - one arm per event, no logic
         match event:
             case RequestArrived():
                 return self._arrived(event.request)

@@ -61,7 +61,7 @@ class World:
             now=now,
         )
         levels = self.index[Tier.DEVICE].match(request.block_keys, among)
-        return Question(request, profile, self.fleet, levels, pricer, excluded=excluded, group=group)
+        return Question(request, profile, self.fleet, levels, pricer, excluded=excluded, group=group, tiers=self.index)
 
     def blocks_needed(self, request: Request) -> int:
         """KV blocks of a request's prompt and its longest answer."""

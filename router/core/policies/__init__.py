@@ -4,11 +4,13 @@ Rule 1: a policy only chooses. It books nothing, and of the fleet it sees what t
 Rule 2: randomness is handed in, and ties go to the smaller worker number, so that a seed decides a run.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from ..commands import Command
 from ..errors import ConfigError
+from ..events import Event
 from ..planner import Homing
 from ..question import Question
 from ..types import Plan
@@ -27,6 +29,15 @@ class Policy(Protocol):
 
     def choose(self, question: Question, random: Random) -> list[Plan]:
         """Plans in order of preference, the first is carried out; empty when no worker may take the request."""
+        ...
+
+
+@runtime_checkable
+class Observing(Protocol):
+    """A policy that remembers: it is told every event after the scheduler has taken it in, with what came of it."""
+
+    def observe(self, event: Event, commands: Sequence[Command], now: float) -> None:
+        """Take note of what happened; answers nothing and books nothing."""
         ...
 
 
