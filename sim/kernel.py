@@ -96,6 +96,13 @@ class Kernel:
         if end_s < inf:
             self._now = max(self._now, end_s)
 
+    def clear(self) -> None:
+        """Let nothing that is pending happen: a run is over."""
+        for _, _, handle in self._heap:
+            handle._take()  # noqa: SLF001 - the two are one thing in two classes
+        self._heap.clear()
+        self._cancelled = 0
+
     def _forget_one(self) -> None:
         """Cancelled entries never outnumber pending ones by far: memory is bounded by what is pending."""
         self._cancelled += 1

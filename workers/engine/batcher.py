@@ -60,9 +60,13 @@ class Batcher:
         return len(self._waiting) + len(self._prefilling) + len(self._decoding)
 
     @property
-    def decoding(self) -> int:
-        """How many sequences generate."""
-        return len(self._decoding)
+    def has_prompts(self) -> bool:
+        """Whether any prompt is being computed or waits for arrivals."""
+        return bool(self._prefilling)
+
+    def anew(self, cache: KvCache) -> "Batcher":
+        """An empty batcher of the same bounds over another cache: a worker that begins again."""
+        return Batcher(cache, step_tokens_max=self._step_tokens_max, sequences_max=self._sequences_max)
 
     def submit(self, sequence: Sequence) -> None:
         """Take a sequence in; it waits until `admit`. Its id must be new and its blocks must fit an empty cache."""
@@ -129,7 +133,7 @@ class Batcher:
             sequence.generated += passes
             if sequence.present // sequence.block_tokens > sequence.committed < len(sequence.keys):
                 self._settle(sequence)
-            if sequence.generated >= sequence.max_output_tokens:
+            if sequence.generated >= sequence.answer_tokens:
                 sequence.finish_reason = "length"
                 progress.append(self._progress(sequence, None))
         for chunk in self._survived(batch):

@@ -46,6 +46,7 @@ class Sequence:
         "_claimed",
         "_expected",
         "_waiting",
+        "answer_tokens",
         "block_tokens",
         "blocks",
         "committed",
@@ -75,6 +76,8 @@ class Sequence:
         self.prompt_tokens = prompt_tokens
         self.block_tokens = block_tokens
         self.max_output_tokens = max_output_tokens
+        self.answer_tokens = max_output_tokens
+        """Where its answer ends at the latest: sooner than its longest where somebody knows the future."""
         self.keys: list[BlockKey] = list(keys)
         self.blocks: list[int] = []
         self.hit_tokens = 0
@@ -135,6 +138,12 @@ class Sequence:
         self._expected = range(first, max(first, min(end, self.reusable_blocks)))
         self._waiting = waiting
         return self._expected
+
+    @property
+    def still_expected(self) -> range:
+        """The blocks that will be sent and that nothing has overtaken."""
+        have = max(self.present, self.computing) // self.block_tokens
+        return range(max(self._expected.start, have), max(self._expected.stop, have)) if self._expected else range(0)
 
     def claim(self, positions: range) -> bool:
         """Ask to receive these blocks now; no when one is computed, being computed, or not expected (any more)."""
@@ -216,7 +225,7 @@ class Sequence:
     def generate(self, count: int = 1) -> None:
         """So many more tokens of the answer; ends the sequence at its length."""
         self.generated += count
-        if self.generated >= self.max_output_tokens:
+        if self.generated >= self.answer_tokens:
             self.finish_reason = "length"
 
     def newly_full(self) -> range:

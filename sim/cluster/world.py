@@ -1,0 +1,296 @@
+"""The whole simulated world of one run: it joins workers, network, workload and router, and writes down what happens.
+
+Rule 1: everything happens on one kernel; randomness comes from named streams of one seed (I5).
+Rule 2: the router is told what live workers would tell it, when it would have it (I6).
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from math import inf
+
+from homing.router.core.assembly import make_scheduler
+from homing.router.core.commands import Abandon, Cancel, Command, Dispatch, Forget, Reject, Resync
+from homing.router.core.events import CacheCleared, DispatchFailed, Event, RequestArrived, WorkerJoined, WorkerLost
+from homing.router.core.scheduler import Limits, Scheduler
+from homing.router.core.types import ModelName, ModelProfile, Request, RequestId, Site, WorkerId
+
+from ..kernel import Kernel
+from ..measure.histogram import WeightedHistogram
+from ..measure.log import RequestLog
+from ..measure.records import Mark, RunResult
+from ..network.network import Network
+from ..rng import Streams
+from ..scenario import Scenario, WorkerSection
+from ..workload.arrival import Arrival
+from .attempt import Attempt
+from .building import build_workers, calibration, links_believed, model_profiles
+from .faults import Faults
+from .flight import Flight
+from .gauges import Gauges
+from .messages import KvChannel
+from .router import SimulatedRouter
+from .worker import SimulatedWorker, Told
+
+
+class World:
+    """One run. `arrivals` are sorted by time; `check_every` events all invariants are asserted."""
+
+    def __init__(self, scenario: Scenario, arrivals: Iterator[Arrival], streams: Streams, *, check_every: int = 0) -> None:
+        self.scenario = scenario
+        self.kernel = Kernel()
+        self.log = RequestLog()
+        self.itl = WeightedHistogram()
+        self.plans: Counter[str] = Counter()
+        self.commands: Counter[str] = Counter()
+        self.marks: list[Mark] = []
+        self.flights: dict[RequestId, Flight] = {}
+        self.dispatch_s = scenario.router.dispatch_s
+        self.models: dict[ModelName, ModelProfile] = {m.name: m for m in model_profiles(scenario)}
+        specs = [spec for link in scenario.links for spec in link.specs()]
+        self.network = Network(self.kernel, specs, streams.stream("network"))
+        self.sections: dict[WorkerId, WorkerSection] = {}
+        self.workers: dict[WorkerId, SimulatedWorker] = build_workers(scenario, self)
+        self._policy_random = streams.stream("policy")
+        self._check_every = check_every
+        self.router = SimulatedRouter(self.kernel, self.make_scheduler(), self._carry_out, check_every=check_every)
+        self._kv = {name: KvChannel(self, worker, streams.stream(f"kv events of {name}")) for name, worker in self.workers.items()}
+        self._ways: dict[tuple[str, str], float] = {}
+        self._arrivals = arrivals
+        self._ended_arriving = False
+        self.last_arrival_s = 0.0
+        self.gauges = Gauges(self)
+        self.faults = Faults(self, scenario.faults, streams.stream("faults"))
+        self._heard = 0
+
+    # -- running -------------------------------------------------------------------------------------------------
+
+    def run(self) -> RunResult:
+        """Let everything arrive and end, at most `drain_s` behind the last arrival."""
+        self.begin()
+        self.kernel.run_until(inf)
+        return self.result()
+
+    def begin(self) -> None:
+        """Let workers join and the first request be due."""
+        for worker in self.workers.values():
+            self.join(worker)
+        self.faults.begin()
+        self._next_arrival()
+        self.gauges.begin()
+        self._keep_alive()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more is going to happen that matters."""
+        return self._ended_arriving and not self.flights
+
+    def result(self) -> RunResult:
+        """What there is to tell of the run."""
+        return self.gauges.result(unfinished=len(self.flights))
+
+    def make_scheduler(self) -> Scheduler:
+        """A router's core that knows what its operator knows."""
+        router = self.scenario.router
+        limits = Limits(
+            queue_max=router.queue_max,
+            retries_max=router.retries_max,
+            lost_after_s=router.lost_after_s,
+            lease_s=router.lease_s,
+        )
+        return make_scheduler(
+            models=self.models.values(),
+            links=links_believed(self.scenario),
+            site=Site(router.site or self.scenario.sites[0].name),
+            policy=router.policy,
+            options=router.options,
+            random=self._policy_random,
+            limits=limits,
+            dollars_per_s=router.dollars_per_s,
+        )
+
+    def join(self, worker: SimulatedWorker) -> None:
+        """A worker announces itself, and tells what it measured of itself before."""
+        events: list[Event] = [WorkerJoined(worker=worker.facts)]
+        if self.scenario.router.calibrate:
+            events += calibration(worker)
+        self.router.tell(events)
+
+    def check(self) -> None:
+        """Assert everything (I1, I3, I4, I9)."""
+        self.network.check()
+        for worker in self.workers.values():
+            worker.check()
+        self.router.scheduler.check()
+        known = self.router.scheduler
+        for name, flight in self.flights.items():
+            travelling = flight.attempt is not None and not flight.attempt.is_over
+            assert travelling or known.knows(name), f"{name} is nowhere"
+
+    # -- arrivals ------------------------------------------------------------------------------------------------
+
+    def _next_arrival(self) -> None:
+        arrival = next(self._arrivals, None)
+        end_s = self.scenario.duration_s
+        if arrival is None or (end_s is not None and arrival.at_s > end_s):
+            self._ended_arriving = True
+            self.gauges.close()
+            self.kernel.at(max(self.kernel.now, self.last_arrival_s) + self.scenario.drain_s, self._stop)
+            self._stop_if_over()
+            return
+        self.last_arrival_s = arrival.at_s
+        self.kernel.at(max(arrival.at_s, self.kernel.now), lambda: self._arrive(arrival))
+
+    def _arrive(self, arrival: Arrival) -> None:
+        router = self.scenario.router
+        deadline_s = None if router.ttft_deadline_s is None else arrival.at_s + router.ttft_deadline_s
+        request = Request(
+            id=RequestId(arrival.id),
+            model=next(iter(self.models)),
+            block_keys=arrival.keys,
+            prompt_tokens=arrival.prompt_tokens,
+            max_output_tokens=router.max_output_tokens,
+            arrived_s=self.kernel.now,
+            ttft_deadline_s=deadline_s,
+            session=arrival.session,
+            tenant=arrival.tenant,
+            priority=arrival.priority,
+            origin=None if arrival.origin is None else Site(arrival.origin),
+        )
+        self.flights[request.id] = Flight(arrival, request)
+        self.router.tell((RequestArrived(request=request),))
+        self._next_arrival()
+
+    # -- commands ------------------------------------------------------------------------------------------------
+
+    def _carry_out(self, command: Command) -> None:
+        match command:
+            case Dispatch(decision=decision):
+                flight = self.flights[decision.request.id]
+                self.plans[decision.plan.kind.value] += 1
+                if flight.first_decision is None:
+                    flight.first_decision = decision
+                flight.attempt = Attempt(self, flight, decision)
+                flight.attempt.start()
+            case Reject(request_id=name, reason=reason):
+                self.commands[f"reject {reason.value}"] += 1
+                self._end(self.flights[name], "rejected", self.kernel.now, reason.value)
+            case Cancel(request_id=name, reason=reason):
+                flight = self.flights[name]
+                if flight.attempt is not None:
+                    flight.attempt.cancel()
+                self._end(flight, "failed", self.kernel.now, reason)
+            case Abandon(request_id=name, worker_id=lost, reason=reason):
+                attempt = self.flights[name].attempt
+                assert attempt is not None
+                self.broke(attempt, lost, reason)
+            case Forget(worker_id=name):
+                self.commands["forget"] += 1
+            case Resync(worker_id=name):
+                self.commands["resync"] += 1
+                self.resync(self.workers[name])
+
+    def broke(self, attempt: Attempt, lost: WorkerId, reason: str) -> None:
+        """An attempt failed at a worker: what it generated was sent, the rest is to be answered by another."""
+        if attempt.is_over:
+            return
+        flight = self.flights[attempt.request_id]
+        flight.answered_tokens += attempt.generated
+        attempt.cancel()
+        failed = DispatchFailed(
+            request_id=attempt.request_id, worker_id=lost, reason=reason, resume_as=flight.resumed()
+        )
+        self.kernel.after(0.0, lambda: self.router.tell((failed,)))
+
+    def landed(self, flight: Flight, at_s: float) -> None:
+        """The sender has the whole answer."""
+        self._end(flight, "finished", at_s)
+
+    def _end(self, flight: Flight, outcome: str, ended_s: float, reason: str = "") -> None:
+        """I1: the flight is taken out, so that it can end once only."""
+        del self.flights[flight.request.id]
+        self.log.add(flight.record(outcome, ended_s, reason))
+        self._stop_if_over()
+
+    # -- what workers tell ---------------------------------------------------------------------------------------
+
+    def hear(self, worker: SimulatedWorker, events: list[Told], kv_events: list[Event]) -> None:
+        """A worker's messages are on their way to the router."""
+        if kv_events:
+            self._kv[worker.facts.id].send(kv_events)
+        if events:
+            delay_s = self.one_way_s(worker.facts.site, self.router.site) + self.scenario.router.report_lag_s
+            self.kernel.after(delay_s, lambda: self._deliver(events))
+        if self._check_every:
+            self._heard += 1
+            if self._heard % self._check_every == 0:
+                self.check()
+
+    def _deliver(self, events: list[Told]) -> None:
+        self.router.tell([event for event, about in events if about is None or not about.is_over])
+
+    def resync(self, worker: SimulatedWorker) -> None:
+        """A worker tells its whole cache anew."""
+        if worker.is_up:
+            self._kv[worker.facts.id].resync()
+
+    def _keep_alive(self) -> None:
+        """Idle workers, and those in a long pass, have no end of a pass at which they would report."""
+        every_s = self.scenario.router.lost_after_s / 3
+        silent_since_s = self.kernel.now - every_s
+        for worker in self.workers.values():
+            if worker.is_up and worker.reported_s <= silent_since_s:
+                worker.flush(report=True)
+        if not self.is_over:
+            self.kernel.after(every_s, self._keep_alive)
+
+    # -- facts of the world --------------------------------------------------------------------------------------
+
+    def one_way_s(self, source: str, target: str) -> float:
+        """How long a small message takes."""
+        known = self._ways.get((source, target))
+        if known is None:
+            known = self._ways[source, target] = self.network.rtt_s(source, target) / 2
+        return known
+
+    def block_bytes(self, model: ModelName) -> float:
+        """KV bytes of one block."""
+        profile = self.models[model]
+        return float(profile.bytes_per_token * profile.block_tokens)
+
+    def state_bytes(self, model: ModelName) -> float:
+        """KV bytes that a sequence has beside its blocks."""
+        return float(self.models[model].state_bytes)
+
+    def layers(self, model: ModelName) -> int:
+        """Layers whose KV travels."""
+        return self.models[model].layers
+
+    def lose(self, worker: SimulatedWorker, reason: str) -> None:
+        """A worker dies; the router notices when the broken connection reaches it."""
+        worker.crash()
+        delay_s = self.one_way_s(worker.facts.site, self.router.site)
+        lost = WorkerLost(worker_id=worker.facts.id, reason=reason)
+        self.kernel.after(delay_s, lambda: self.router.tell((lost,)))
+
+    def restart_router(self) -> None:
+        """The router forgets everything: what is out fails, workers join anew and tell their caches."""
+        self.router.scheduler = self.make_scheduler()
+        for flight in list(self.flights.values()):
+            if flight.attempt is not None:
+                flight.attempt.cancel()
+            self._end(flight, "failed", self.kernel.now, "the router began anew")
+        for worker in self.workers.values():
+            if worker.is_up:
+                self.join(worker)
+                self.router.tell([CacheCleared(worker_id=worker.facts.id)])
+                self.resync(worker)
+
+    def _stop_if_over(self) -> None:
+        if self.is_over:
+            self._stop()
+
+    def _stop(self) -> None:
+        """Nothing that is still due matters."""
+        self._ended_arriving = True
+        self.router.stop()
+        self.kernel.clear()

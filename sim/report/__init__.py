@@ -1,0 +1,1 @@
+"""What is made of results: JSON, tables, plots and one page of HTML. Part of the extra `sim`."""
