@@ -51,15 +51,15 @@ def _line(arrival: Arrival) -> dict[str, Any]:
     }
     if arrival.keys:
         line["hash_ids"] = _ids(arrival)
-    optional = {
-        "answer_hash_ids": arrival.answer_keys,
-        "block_size": None if arrival.block_tokens == TRACE_BLOCK_TOKENS else arrival.block_tokens,
-        "session_id": arrival.session,
-        "origin": arrival.origin,
-        "tenant": arrival.tenant,
-        "priority": arrival.priority,
-    }
-    line.update((name, value) for name, value in optional.items() if value or value == "")
+    optional = (
+        ("answer_hash_ids", arrival.answer_keys, ()),
+        ("block_size", arrival.block_tokens, TRACE_BLOCK_TOKENS),
+        ("session_id", arrival.session, None),
+        ("origin", arrival.origin, None),
+        ("tenant", arrival.tenant, ""),
+        ("priority", arrival.priority, 0),
+    )
+    line.update((name, value) for name, value, default in optional if value != default)
     return {**line, "id": arrival.id}
 
 

@@ -7,8 +7,6 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from homing.router.core.errors import ConfigError
-
 from ..section import NotNegative, Positive, Section
 from .moments import Moments
 
@@ -52,7 +50,7 @@ class Mmpp(Section, frozen=True, kw_only=True, tag="mmpp"):
 
     def __post_init__(self) -> None:
         if not any(state.rate_per_s for state in self.states):
-            raise ConfigError("states: expected a rate_per_s above 0 in at least one, got none")
+            raise ValueError("states: expected a rate_per_s above 0 in at least one, got none")
 
     def moments(self, random: Random) -> Moments:
         """Moments in order, without end. What is left of a gap when the state changes is drawn anew (memoryless)."""

@@ -9,8 +9,6 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from homing.router.core.errors import ConfigError
-
 from ..section import NotNegative, Section, Tokens
 
 
@@ -32,7 +30,7 @@ class Uniform(Section, frozen=True, kw_only=True, tag="uniform"):
 
     def __post_init__(self) -> None:
         if self.min_tokens > self.max_tokens:
-            raise ConfigError(f"max_tokens: expected at least min_tokens {self.min_tokens}, got {self.max_tokens}")
+            raise ValueError(f"max_tokens: expected at least min_tokens {self.min_tokens}, got {self.max_tokens}")
 
     def draw(self, random: Random) -> int:
         """One length in tokens."""
@@ -52,7 +50,7 @@ class LogNormal(Section, frozen=True, kw_only=True, tag="lognormal"):
 
     def __post_init__(self) -> None:
         if self.min_tokens >= self.max_tokens:
-            raise ConfigError(f"max_tokens: expected more than min_tokens {self.min_tokens}, got {self.max_tokens}")
+            raise ValueError(f"max_tokens: expected more than min_tokens {self.min_tokens}, got {self.max_tokens}")
 
     def draw(self, random: Random) -> int:
         """One length in tokens."""
@@ -71,7 +69,7 @@ class Empirical(Section, frozen=True, kw_only=True, tag="empirical"):
 
     def __post_init__(self) -> None:
         if self.weights and (len(self.weights) != len(self.tokens) or not sum(self.weights)):
-            raise ConfigError(
+            raise ValueError(
                 f"weights: expected one for each of {len(self.tokens)} lengths, not all 0, got {len(self.weights)}"
             )
 
