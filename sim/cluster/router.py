@@ -26,6 +26,7 @@ class SimulatedRouter:
         self._carry_out = carry_out
         self._check_every = check_every
         self._timer: Handle | None = None
+        self._stopped = False
 
     def tell(self, events: Iterable[Event]) -> None:
         """Facts, in order; their commands are carried out behind each."""
@@ -44,11 +45,14 @@ class SimulatedRouter:
         self._arm()
 
     def stop(self) -> None:
-        """Fire no more timers."""
+        """Fire no more timers; what is still on its way is heard."""
+        self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
 
     def _arm(self) -> None:
+        if self._stopped:
+            return
         due_s = self.scheduler.next_timer()
         timer = self._timer
         if timer is not None and timer.is_pending:

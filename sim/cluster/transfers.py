@@ -159,7 +159,7 @@ class Meet(Fetch):
         self._target.settle(job)
         if not self._over and self.arrived_blocks < len(self._blocks):
             missing = (self.arrived_blocks + 1) * self._block_bytes - flow.carried_bytes
-            wait_s = missing / flow.bundle.rate if flow.bundle.rate > 0 else STALLED_S
+            wait_s = missing / flow.bytes_per_s if flow.bytes_per_s > 0 else STALLED_S
             self._timer = self._kernel.after(max(POLL_MIN_S, wait_s * 1.0001), self._look)
 
     def _take(self, job: Job, here: int) -> None:

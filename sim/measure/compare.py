@@ -2,7 +2,7 @@
 
 Rule 1: the same seeds for all, and each policy once per seed: otherwise differences are of workloads.
 Rule 2: a difference of latencies is over the requests that finished under both; one of goodput over all that arrived,
-where one that had not ended when the run did has kept no promise.
+where one that had not ended when the run did is within none.
 """
 
 from collections.abc import Sequence

@@ -175,14 +175,21 @@ class RequestLog:
         return len(self._seconds)
 
     def add(self, record: RequestRecord) -> None:
-        """Append a record, whose numbers are not negative; counts fit into 32 bits."""
-        self._names.values.extend(map(self._table.__getitem__, _names(record)))
-        self._optional.values.extend([nan if seconds is None else seconds for seconds in _optional(record)])
-        self._seconds.values.extend(_seconds(record))
-        self._bytes.values.extend(_bytes(record))
-        self._counts.values.extend(_counts(record))
-        for text, value in zip(self._texts.values(), _texts(record), strict=True):
-            text.append(value)
+        """Append a record; OverflowError for a number that is negative or takes more than its 32 or 64 bits, and for
+        a name of more than 65535 bytes. Then the log is as it was.
+        """
+        rows = len(self)
+        try:
+            self._names.values.extend(map(self._table.__getitem__, _names(record)))
+            self._optional.values.extend([nan if seconds is None else seconds for seconds in _optional(record)])
+            self._bytes.values.extend(_bytes(record))
+            self._counts.values.extend(_counts(record))
+            for text, value in zip(self._texts.values(), _texts(record), strict=True):
+                text.append(value)
+            self._seconds.values.extend(_seconds(record))
+        except Exception:
+            self._cut(rows)
+            raise
 
     def __iter__(self) -> Iterator[RequestRecord]:
         names = tuple(self._table)
@@ -221,6 +228,13 @@ class RequestLog:
         assert all(len(block.values) == len(block) * len(block.fields) for block in self._blocks())
         assert all(sum(text.lengths) == len(text.bytes) for text in self._texts.values())
         assert max(self._names.values, default=-1) < max(len(self._table), 1)
+
+    def _cut(self, rows: int) -> None:
+        for block in self._blocks():
+            del block.values[rows * len(block.fields) :]
+        for text in self._texts.values():
+            del text.lengths[rows:]
+            del text.bytes[sum(text.lengths) :]
 
     def _blocks(self) -> tuple[_Block, ...]:
         return self._names, self._optional, self._seconds, self._bytes, self._counts

@@ -57,7 +57,7 @@ class Sample:
         return [texts[row] for row in self.rows]
 
     def good(self, slo: Slo) -> Column:
-        """Whether each finished within both promises; an answer of one token keeps the second one."""
+        """Whether each finished within both SLOs; an answer of one token is within the second one."""
         slow = self.number("tpot_s") > slo.tpot_s
         kept: Column = self.finished & (self.number("ttft_s") <= slo.ttft_s) & ~slow
         return kept

@@ -10,7 +10,7 @@ SCHEMA = "homing.sim.run/1"
 
 
 class Slo(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client is promised: a first token by then, and the later ones so fast on average."""
+    """Service-level objectives: a first token by then, and the later ones so fast on average."""
 
     ttft_s: float
     tpot_s: float
@@ -47,7 +47,7 @@ class Rates(msgspec.Struct, frozen=True, kw_only=True):
     """Per second of the span."""
 
     goodput_per_s: float
-    """Requests that arrived within the span and finished within both promises."""
+    """Requests that arrived within the span and finished within both SLOs."""
     goodput_share: float | None
     """The same, by those that arrived."""
     requests_per_s: float

@@ -29,7 +29,7 @@ from .schema import (
 
 
 def summarize(result: RunResult, slo: Slo) -> Summary:
-    """Compute the summary of a run, under the promises given."""
+    """Compute the summary of a run, under the SLOs given."""
     sample = Sample(result)
     finished = sample.finished
     rates = _rates(sample, slo)

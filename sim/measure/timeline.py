@@ -50,6 +50,10 @@ class Timeline:
                 series.append(nan)
         return True
 
+    def kinds(self) -> list[str]:
+        """What is sampled, in the order in which it first was."""
+        return list(dict.fromkeys(name.partition("/")[0] for name in self._series))
+
     def names(self, kind: str = "") -> list[str]:
         """Names of all series, or of those of one kind, sorted."""
         return sorted(name for name in self._series if not kind or name.partition("/")[0] == kind)

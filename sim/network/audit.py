@@ -27,7 +27,9 @@ def check(sharing: Sharing, resources: Sequence[Resource]) -> None:
         assert books.flows == sum(bundle.flowing for bundle in resource.bundles), f"{resource.name}: count of flows"
         assert books.bytes <= books.offered_bytes * (1 + SLACK) + 1e-6, f"{resource.name}: I9"
     for bundle in running:
-        assert _is_bottlenecked(bundle, used), f"{bundle.key}: could have more at nobody's expense who has less"
+        assert _is_bottlenecked(bundle, used), (
+            f"{bundle.key}: above its cap, or could have more without taking it from one who has less"
+        )
     _check_alarms(running)
 
 

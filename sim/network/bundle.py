@@ -109,13 +109,10 @@ class Bundle:
         self.bound = ceiling * self.flowing
 
     def served_at(self, now: float) -> float:
-        """The scale at a time since the last change. It stays below the first mark until that is due."""
-        if not self._heap:
-            return self._served
-        first = self._heap[0][0]
+        """The scale at a time since the last change; exactly at the first mark when that is due."""
         if self.due_s <= now:
-            return first
-        return min(first, self._served + self.rate * (now - self._settled_s))
+            return self._heap[0][0]
+        return self._served + self.rate * (now - self._settled_s)
 
     def carried_at(self, now: float) -> float:
         """Bytes of all its flows since it was last idle, by the rates."""

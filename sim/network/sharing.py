@@ -3,7 +3,8 @@
 Rule 1: shares are max-min fair, by progressive filling (Bertsekas and Gallager, Data Networks, 2nd ed., section 6.5.2):
 all rates rise together, and a flow stops where it meets its ceiling or a resource that is full.
 Rule 2: a change recomputes its component alone: the bundles reached from it over resources that can bind, before or
-after it. A resource with one user, or with more than all its users could take, binds nobody and costs O(1).
+after it. A resource with one user, or with more than all its users could take, couples nobody: the one costs O(1), the
+other O(its users) sums.
 Rule 3: one alarm per component that was computed together, in the kernel, at its first end. Each change moves every end
 of a component, so an entry per flow would be stale before it is reached; one alarm is one entry. Bundles may leave for
 another alarm; whoever is left is looked at when it rings.

@@ -19,16 +19,8 @@ from .plots.latency import prediction, ttft_cdf
 from .plots.policies import policies
 from .plots.times import Panel, plan_kinds, timeline
 
-KINDS = (
-    ("queued_requests", "Queued requests", False),
-    ("queued_tokens", "Queued tokens", False),
-    ("running_requests", "Running requests", False),
-    ("link_utilisation", "Use of links", True),
-    ("kv_utilisation", "Use of KV memory", True),
-    ("toll", "Tolls", False),
-    ("hit_ratio", "Cache hits", True),
-)
-"""Kinds of series that a report draws: prefix of the name, what it is called, whether it is a share."""
+SHARES = ("utilisation", "ratio")
+"""A kind of series that ends so is a share, and drawn from 0 to 100 %."""
 PANELS_MAX = 8
 """Per kind: those that are highest on average."""
 
@@ -66,18 +58,25 @@ def pooled(results: Sequence[RunResult], name: str) -> Column:
 
 
 def panels_of(ours: RunResult, other: RunResult | None = None) -> Iterator[Panel]:
-    """Small multiples of a run's timeline, with another policy's behind."""
-    runs = [run for run in (other, ours) if run is not None]
-    for kind, label, is_share in KINDS:
-        names = sorted(ours.timeline.names(kind), key=lambda name: (-_mean(ours, name), name))[:PANELS_MAX]
-        for name in sorted(names):
-            lines = [
-                (run.policy, np.array(run.timeline.times_s), np.array(run.timeline.series(name)))
-                for run in runs
-                if name in run.timeline.names(kind)
-            ]
-            title = name.partition("/")[2].replace(">", " → ") or "all"
-            yield Panel(title=title, kind=label, lines=tuple(lines), is_share=is_share)
+    """Small multiples of a run's timeline, with another policy's behind; series that stay at zero are left out."""
+    for kind in ours.timeline.kinds():
+        means = {name: _mean(ours, name) for name in ours.timeline.names(kind)}
+        highest = sorted((name for name in means if means[name] > 0), key=lambda name: (-means[name], name))
+        for name in sorted(highest[:PANELS_MAX]):
+            yield Panel(
+                title=_readable(name.partition("/")[2]) or "all",
+                kind=kind.replace("_", " ").capitalize(),
+                lines=tuple(_line(run, name) for run in (other, ours) if run and name in run.timeline.names(kind)),
+                is_share=kind.endswith(SHARES),
+            )
+
+
+def _line(run: RunResult, name: str) -> tuple[str, Column, Column]:
+    return run.policy, np.array(run.timeline.times_s), np.array(run.timeline.series(name))
+
+
+def _readable(title: str) -> str:
+    return title.replace(" -> ", " → ").replace(">", " → ")
 
 
 def flows_of(result: RunResult) -> list[Flow]:

@@ -18,14 +18,14 @@ from ..measure.schema import Slo
 from ..measure.summary import summarize
 from .data import figures
 from .plots.heat import SweepPoint
-from .style import bytes_text, colours, percent, seconds, svg
+from .style import bytes_text, seconds, svg
 from .tables import DIFFERENCES, HEADLINES, differences, rows, share, time
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 CAPTIONS = {
     "ttft": "Share of the finished requests that had their first token after so long. The further left, the better.",
     "policies": "Dots are estimates over all seeds, bars their 95 % intervals. Left and small is good for latencies, "
-    "right is good for goodput: requests that kept both promises, by those that arrived.",
+    "right is good for goodput: requests that finished within both SLOs, by those that arrived.",
     "sweep": "Each cell is a network: how fast the links between sites are and how long a round trip takes.",
     "timeline": "First seed. The blue line is the policy that this report is about.",
     "flows": "First seed. An arrow is as wide as the bytes that went that way; its colour is how full the link was.",

@@ -53,7 +53,7 @@ def heat_maps(
             _cell(left, column, row, hues[best.policy], lead)
             _cell(right, column, row, SHADES(scale(best.value_s)), seconds(best.value_s))
     figure.text(0.1, 0.945, title, fontsize=15, fontweight="bold", va="center")
-    _heading(left, "best policy; the next one takes so many times as long")
+    _heading(left, "best policy, and its lead over the next")
     _heading(right, f"{metric} of the best policy")
     _names(figure, hues, {min(here, key=lambda p: (p.value_s, p.policy)).policy for here in _cells(points)})
     return figure

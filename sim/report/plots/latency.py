@@ -23,7 +23,7 @@ def ttft_cdf(
 ) -> Figure:
     """Share of requests with a first token after x seconds, a line per policy, the first one foremost.
 
-    Each name stands at the height at which its line crosses the promise. Policies without values have no line.
+    Each name stands at the height at which its line crosses the SLO. Policies without values have no line.
     """
     figure, axes = _frame()
     drawn = {name: np.sort(np.asarray(values, dtype=float)) for name, values in ttft_s.items() if len(values)}
@@ -42,7 +42,7 @@ def ttft_cdf(
         ends.append((kept, f"{name}  {percent(round(kept, 3))}", hues[name]))
     axes.set_xscale("log")
     axes.axvline(slo_s, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
-    axes.text(slo_s, 1.015, f"promised: {seconds(slo_s)}", ha="center", va="bottom", fontsize=11.5, color=INK)
+    axes.text(slo_s, 1.015, f"SLO: {seconds(slo_s)}", ha="center", va="bottom", fontsize=11.5, color=INK)
     axes.set(ylim=(0, 1), xlabel="time to first token, log scale", ylabel="requests answered by then")
     axes.yaxis.set_major_formatter(percent)
     _set_limits(axes, list(drawn.values()), slo_s)

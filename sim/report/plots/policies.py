@@ -33,7 +33,7 @@ def policies(metrics: Mapping[str, Mapping[str, Interval]], title: str = "Polici
             )
     left.set(xscale="log", xlabel="time to first token, log scale", ylim=(rows - 0.4, -0.75))
     seconds_axis(left.xaxis)
-    right.set(xlabel="requests within both promises")
+    right.set(xlabel="requests within both SLOs")
     right.xaxis.set_major_formatter(FuncFormatter(percent))
     right.set_xlim(0, 1.06)
     left.set_yticks(range(len(metrics)), list(metrics))

@@ -32,6 +32,7 @@ def test_processor_sharing_of_unequal_flows(sizes):
     for number, size in enumerate(sizes):
         due_s = (shorter[number] + (len(sizes) - number) * size) / 100.0
         assert world.arrived_s[number] == pytest.approx(due_s, rel=1e-9)
+    assert world.kernel.happened <= 2 * len(sizes), "each end is met by one call, and one more for the arrival"
 
 
 def test_staggered_arrivals():
@@ -209,6 +210,30 @@ def test_rounding_stops_nobody(start_s):
     assert len(world.arrived_s) == len(sizes)
     assert world.network.usage("a", "b").bytes == pytest.approx(sum(sizes), rel=1e-12)
     assert world.kernel.happened <= 3 * len(sizes)
+
+
+def test_a_quiet_path_begins_a_new_scale():
+    """What was carried long ago takes no digits from what comes: 1.5 bytes beside 1e18."""
+    world = World(line(bytes_per_s=1e18))
+    world.open("keeps the path").add(1e18)
+    world.run(1.0)
+    world.network.set_factor("a", "b", 1e-18)
+    world.send("little", 1.5)
+    world.run()
+    assert world.arrived_s == {"little": 2.5}
+
+
+@given(st.floats(1.0, 1e9), st.floats(0.01, 0.99))
+def test_more_for_one_of_two_that_would_end_together(size, part):
+    """The other ends when it would have, to a rounding, and its alarm is not late by one."""
+    world = World()
+    one = world.open("one")
+    one.add(size)
+    other = world.send("other", size)
+    world.kernel.at(2 * size / 100.0 * part, lambda: (one.add(size), world.network.check()))
+    world.run()
+    assert world.arrived_s == {"other": pytest.approx(2 * size / 100.0)}
+    assert one.carried_bytes == 2 * size and other.is_over
 
 
 @settings(max_examples=20)

@@ -194,3 +194,13 @@ def test_check_sees_what_is_wrong(tamper):
     tamper(flow.bundle, flow.bundle.path[0])
     with pytest.raises(AssertionError):
         world.network.check()
+
+
+def test_check_sees_a_flow_above_its_cap():
+    world = World(line(bytes_per_s=1e9, rtt_s=0.1, loss=0.01, congestion="cubic"))
+    flow = world.open("x")
+    flow.add(1e9)
+    world.network.check()
+    flow.bundle.rate *= 1.01
+    with pytest.raises(AssertionError, match="above its cap"):
+        world.network.check()
