@@ -13,14 +13,13 @@ from dataclasses import dataclass, field
 
 from sortedcontainers import SortedList
 
-from .ledger import Charge, Ledger
-from .rates import REFERENCE_TOKENS, LearnedScale, PrefillRate
+from .ledger import Account, Charge, Ledger
+from .rates import LearnedScale, PrefillRate
 from .types import LoadReport, ModelName, RequestId, Role, Site, Worker, WorkerId
 
 DECODE_STEP_PRIOR_S = 0.05
 
 _Rank = tuple[float, int]
-_NO_RANK = (0.0, -1)
 
 
 @dataclass(slots=True, eq=False)
@@ -29,7 +28,11 @@ class WorkerState:
 
     worker: Worker
     bit: int
+    mask: int
+    """The worker as a bit set of one."""
     rate: PrefillRate
+    account: Account
+    """What it was promised."""
     last_seen_s: float
     decode_step_s: LearnedScale = field(default_factory=lambda: LearnedScale(DECODE_STEP_PRIOR_S))
     report: LoadReport | None = None
@@ -37,13 +40,9 @@ class WorkerState:
     foreign_tokens: int = 0
     foreign_requests: int = 0
     foreign_blocks: int = 0
-    prefill_rank: _Rank = _NO_RANK
-    decode_rank: _Rank = _NO_RANK
-
-    @property
-    def mask(self) -> int:
-        """The worker as a bit set of one."""
-        return 1 << self.bit
+    prefill_rank: "tuple[SortedList[_Rank], _Rank] | None" = None
+    """Which rank it stands in, and where."""
+    decode_rank: _Rank | None = None
 
 
 class Pool:
@@ -113,7 +112,14 @@ class Fleet:
         """Add a worker; one that is here already must be lost first."""
         assert worker.id not in self._states, f"{worker.id} joined twice"
         bit = self._free_bits.pop() if self._free_bits else len(self._by_bit)
-        state = WorkerState(worker=worker, bit=bit, rate=PrefillRate(worker.prior), last_seen_s=now)
+        state = WorkerState(
+            worker=worker,
+            bit=bit,
+            mask=1 << bit,
+            rate=PrefillRate(worker.prior),
+            account=self.ledger.keep(worker.id),
+            last_seen_s=now,
+        )
         self._states[worker.id] = self._by_bit[bit] = state
         pool = self._pools.setdefault(worker.model, {}).setdefault(worker.site, Pool(worker.site))
         pool.by_bit[bit] = state
@@ -134,6 +140,7 @@ class Fleet:
         pool.mask &= ~state.mask
         pool.roles[state.worker.role] -= 1
         self._free_bits.append(state.bit)
+        self.ledger.let_go(worker)
         self._measure_largest(state.worker.model)
         return state
 
@@ -152,22 +159,23 @@ class Fleet:
         state.last_seen_s = max(state.last_seen_s, now)
         if state.report is not None and report.sequence <= state.report.sequence:
             return False
-        foreign_before = state.foreign_requests, state.foreign_blocks
+        before = state.foreign_tokens, state.foreign_requests, state.foreign_blocks
         state.report = report
-        ledger, worker = self.ledger, report.worker
-        state.foreign_tokens = max(0, report.queued_prefill_tokens - ledger.queued_tokens(worker))
-        state.foreign_requests = max(0, report.running_requests - ledger.running(worker))
-        state.foreign_blocks = max(0, report.kv_blocks_used - ledger.blocks(worker))
-        self.rerank(report.worker)
-        fewer = state.foreign_requests < foreign_before[0] or state.foreign_blocks < foreign_before[1]
+        account = state.account
+        state.foreign_tokens = max(0, report.queued_prefill_tokens - account.queued_tokens)
+        state.foreign_requests = max(0, report.running_requests - account.running)
+        state.foreign_blocks = max(0, report.kv_blocks_used - account.blocks)
+        if before[0] or state.foreign_tokens or before[1] != state.foreign_requests:
+            self.rerank(report.worker)
+        fewer = state.foreign_requests < before[1] or state.foreign_blocks < before[2]
         return fewer and self.has_room(state, 1)
 
     def charge(self, request: RequestId, charge: Charge, now: float) -> None:
         """Book a decision and re-rank the workers that it touches."""
         self.ledger.charge(request, charge, now)
-        for worker, _, _ in charge.compute:
-            self.rerank(worker)
-        for worker, _ in charge.memory:
+        touched = [worker for worker, _ in charge.memory]
+        touched += [worker for worker, _, _ in charge.compute if worker not in touched]
+        for worker in touched:
             self.rerank(worker)
 
     def release(self, request: RequestId, now: float) -> None:
@@ -182,21 +190,21 @@ class Fleet:
 
     def queue_s(self, state: WorkerState, now: float) -> float:
         """Seconds until a worker could begin another prompt."""
-        promised_s = self.ledger.queue_s(state.worker.id, now)
+        promised_s = state.account.wait_s(now)
         if not state.foreign_tokens:
             return promised_s
         return promised_s + state.rate.prefill_s(0, state.foreign_tokens)
 
     def running(self, state: WorkerState) -> int:
         """Requests on a worker, ours and those of others."""
-        return self.ledger.running(state.worker.id) + state.foreign_requests
+        return state.account.running + state.foreign_requests
 
     def has_room(self, state: WorkerState, blocks: int) -> bool:
         """Whether a worker can take one more request of so many KV blocks."""
-        if state.draining or self._is_full(state):
+        account, worker = state.account, state.worker
+        if state.draining or account.running + state.foreign_requests >= worker.requests_max:
             return False
-        used = self.ledger.blocks(state.worker.id) + state.foreign_blocks
-        return used + blocks <= state.worker.kv_blocks_max
+        return account.blocks + state.foreign_blocks + blocks <= worker.kv_blocks_max
 
     def can_answer(self, model: ModelName, blocks: int) -> bool:
         """Whether any worker that decodes has room: without one there is no plan, and no need to look for it."""
@@ -208,8 +216,11 @@ class Fleet:
         state = self._states.get(worker)
         if state is not None and not state.draining:
             pool = self._pool(state)
-            self._discard(pool, state)
-            self._insert(pool, state)
+            full = self._is_full(state)
+            if state.worker.role.can_prefill:
+                self._rerank_prefill(pool, state, full=full)
+            if state.worker.role.can_decode:
+                self._rerank_decode(pool, state, full=full)
 
     def check(self) -> None:
         """Assert that ranks, masks and maps agree."""
@@ -222,8 +233,11 @@ class Fleet:
                 members = [state for state in pool.by_bit.values() if not state.draining and not self._is_full(state)]
                 assert all(s.worker.model == model and s.worker.site == site for s in members)
                 ranked = [*pool.idle, *pool.busy]
-                assert sorted(ranked) == sorted(s.prefill_rank for s in members if s.worker.role.can_prefill)
-                assert list(pool.decoders) == sorted(s.decode_rank for s in members if s.worker.role.can_decode)
+                prefilling = [s.prefill_rank for s in members if s.worker.role.can_prefill]
+                assert sorted(ranked) == sorted(rank[1] for rank in prefilling if rank is not None)
+                decoding = [s.decode_rank for s in members if s.worker.role.can_decode]
+                assert list(pool.decoders) == sorted(rank for rank in decoding if rank is not None)
+                assert None not in prefilling and None not in decoding
 
     def _measure_largest(self, model: ModelName) -> None:
         sizes = [s.worker.kv_blocks_max for pool in self.pools(model).values() for s in pool.by_bit.values()]
@@ -235,34 +249,53 @@ class Fleet:
     def _pool(self, state: WorkerState) -> Pool:
         return self._pools[state.worker.model][state.worker.site]
 
+    def _is_full(self, state: WorkerState) -> bool:
+        return state.account.running + state.foreign_requests >= state.worker.requests_max
+
     def _is_busy(self, state: WorkerState) -> bool:
-        return state.foreign_tokens > 0 or self.ledger.queued_requests(state.worker.id) > 0
+        return state.foreign_tokens > 0 or bool(state.account.jobs)
 
     def _free_at_s(self, state: WorkerState) -> float:
-        free_at_s = self.ledger.free_at_s(state.worker.id)
+        free_at_s = state.account.free_at_s()
         if not state.foreign_tokens or state.report is None:
             return free_at_s
         return max(free_at_s, state.report.measured_s) + state.rate.prefill_s(0, state.foreign_tokens)
 
-    def _is_full(self, state: WorkerState) -> bool:
-        return self.running(state) >= state.worker.requests_max
-
     def _insert(self, pool: Pool, state: WorkerState) -> None:
-        if self._is_full(state):
-            return
-        reference_s = state.rate.prefill_s(0, REFERENCE_TOKENS)
+        full = self._is_full(state)
         if state.worker.role.can_prefill:
+            self._rerank_prefill(pool, state, full=full)
+        if state.worker.role.can_decode:
+            self._rerank_decode(pool, state, full=full)
+
+    def _rerank_prefill(self, pool: Pool, state: WorkerState, *, full: bool) -> None:
+        """The ranks change only where the worker's place in them does: most events touch one of the two."""
+        rank = None
+        if not full:
             busy = self._is_busy(state)
             begin_s = self._free_at_s(state) if busy else 0.0
-            state.prefill_rank = (begin_s + reference_s, state.bit)
-            (pool.busy if busy else pool.idle).add(state.prefill_rank)
-        if state.worker.role.can_decode:
-            state.decode_rank = (float(self.running(state)), state.bit)
-            pool.decoders.add(state.decode_rank)
+            rank = (pool.busy if busy else pool.idle, (begin_s + state.rate.reference_s, state.bit))
+        before = state.prefill_rank
+        if rank is not None and before is not None and rank[0] is before[0] and rank[1] == before[1]:
+            return
+        if before is not None:
+            before[0].remove(before[1])
+        if rank is not None:
+            rank[0].add(rank[1])
+        state.prefill_rank = rank
+
+    def _rerank_decode(self, pool: Pool, state: WorkerState, *, full: bool) -> None:
+        rank = None if full else (float(state.account.running + state.foreign_requests), state.bit)
+        if rank != state.decode_rank:
+            if state.decode_rank is not None:
+                pool.decoders.remove(state.decode_rank)
+            if rank is not None:
+                pool.decoders.add(rank)
+            state.decode_rank = rank
 
     def _discard(self, pool: Pool, state: WorkerState) -> None:
-        if state.worker.role.can_prefill:
-            pool.idle.discard(state.prefill_rank)
-            pool.busy.discard(state.prefill_rank)
-        if state.worker.role.can_decode:
-            pool.decoders.discard(state.decode_rank)
+        if state.prefill_rank is not None:
+            state.prefill_rank[0].remove(state.prefill_rank[1])
+        if state.decode_rank is not None:
+            pool.decoders.remove(state.decode_rank)
+        state.prefill_rank = state.decode_rank = None

@@ -33,51 +33,55 @@ class Charge:
     flows: tuple[Flow, ...] = ()
 
 
-@dataclass(slots=True)
-class _Job:
-    seconds: float
-    tokens: int
+class Account:
+    """What one worker was promised: prefill work in the order of promising, of which the first is believed to run,
+    and the requests that hold memory.
+    """
 
-
-class _Queue:
-    """The prefill work promised to one worker, in the order of promising; the first is believed to run."""
-
-    __slots__ = ("head_since_s", "jobs", "seconds", "tokens")
+    __slots__ = ("blocks", "head_since_s", "jobs", "queued_s", "queued_tokens", "running")
 
     def __init__(self) -> None:
-        self.jobs: dict[RequestId, _Job] = {}
-        self.seconds = 0.0
-        self.tokens = 0
+        self.jobs: dict[RequestId, tuple[float, int]] = {}
+        """Seconds and tokens of each prefill."""
+        self.queued_s = 0.0
+        self.queued_tokens = 0
         self.head_since_s = 0.0
+        self.blocks = 0
+        self.running = 0
 
-    def add(self, request: RequestId, job: _Job, now: float) -> None:
-        if not self.jobs:
-            self.head_since_s = now
-        self.jobs[request] = job
-        self.seconds += job.seconds
-        self.tokens += job.tokens
-
-    def remove(self, request: RequestId, now: float) -> bool:
-        job = self.jobs.get(request)
-        if job is None:
-            return False
-        if next(iter(self.jobs)) == request:
-            self.head_since_s = now
-        del self.jobs[request]
-        self.seconds = self.seconds - job.seconds if self.jobs else 0.0
-        self.tokens -= job.tokens
-        return True
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is promised."""
+        return not self.jobs and not self.running
 
     def free_at_s(self) -> float:
-        """When all of it would be done if the head does not overrun."""
-        return self.head_since_s + self.seconds if self.jobs else 0.0
+        """When all of it would be done if the head does not overrun; 0 without work. Grows only by new promises."""
+        return self.head_since_s + self.queued_s if self.jobs else 0.0
 
     def wait_s(self, now: float) -> float:
+        """Seconds until the promised work is done; a head that overruns is about to end."""
         if not self.jobs:
             return 0.0
-        head_s = next(iter(self.jobs.values())).seconds
-        head_left_s = max(0.0, head_s - (now - self.head_since_s))
-        return head_left_s + max(0.0, self.seconds - head_s)
+        head_s = next(iter(self.jobs.values()))[0]
+        head_left_s = head_s - (now - self.head_since_s)
+        behind_s = self.queued_s - head_s
+        return (head_left_s if head_left_s > 0.0 else 0.0) + (behind_s if behind_s > 0.0 else 0.0)
+
+    def add(self, request: RequestId, seconds: float, tokens: int, now: float) -> None:
+        """Promise a prefill."""
+        if not self.jobs:
+            self.head_since_s = now
+        self.jobs[request] = (seconds, tokens)
+        self.queued_s += seconds
+        self.queued_tokens += tokens
+
+    def remove(self, request: RequestId, now: float) -> None:
+        """A promised prefill ended."""
+        if next(iter(self.jobs)) == request:
+            self.head_since_s = now
+        seconds, tokens = self.jobs.pop(request)
+        self.queued_s = self.queued_s - seconds if self.jobs else 0.0
+        self.queued_tokens -= tokens
 
 
 class _LinkUse:
@@ -105,32 +109,45 @@ class _OpenFlow:
     shared_at_start_s: float
 
 
+_NOTHING = Account()
+
+
 class Ledger:
     """Reservations per request, and their sums per worker and link."""
 
     def __init__(self) -> None:
-        self._queues: dict[WorkerId, _Queue] = {}
-        self._blocks: dict[WorkerId, int] = {}
-        self._running: dict[WorkerId, int] = {}
+        self._accounts: dict[WorkerId, Account] = {}
+        self._kept: set[WorkerId] = set()
         self._links: dict[LinkId, _LinkUse] = {}
         self._memory: dict[RequestId, tuple[tuple[WorkerId, int], ...]] = {}
         self._flows: dict[RequestId, list[_OpenFlow]] = {}
-        self._compute: dict[RequestId, set[WorkerId]] = {}
+        self._compute: dict[RequestId, list[WorkerId]] = {}
 
     def __len__(self) -> int:
         """How many requests hold anything."""
         return len(self._memory.keys() | self._flows.keys() | self._compute.keys())
 
+    def keep(self, worker: WorkerId) -> Account:
+        """The account of a worker that is here: the same object as long as it is, whatever is booked on it."""
+        self._kept.add(worker)
+        return self._account(worker)
+
+    def let_go(self, worker: WorkerId) -> None:
+        """The worker is gone; its account goes when the last promise ends."""
+        self._kept.discard(worker)
+        self._tidy(worker)
+
     def charge(self, request: RequestId, charge: Charge, now: float) -> None:
         """Book a decision. A request that holds something already must be released first."""
         assert not self.holds(request), f"{request} is charged twice"
         for worker, seconds, tokens in charge.compute:
-            self._queues.setdefault(worker, _Queue()).add(request, _Job(seconds, tokens), now)
+            self._account(worker).add(request, seconds, tokens, now)
         if charge.compute:
-            self._compute[request] = {worker for worker, _, _ in charge.compute}
+            self._compute[request] = [worker for worker, _, _ in charge.compute]
         for worker, blocks in charge.memory:
-            self._blocks[worker] = self._blocks.get(worker, 0) + blocks
-            self._running[worker] = self._running.get(worker, 0) + 1
+            account = self._account(worker)
+            account.blocks += blocks
+            account.running += 1
         if charge.memory:
             self._memory[request] = charge.memory
         for flow in charge.flows:
@@ -144,14 +161,15 @@ class Ledger:
         return request in self._memory or request in self._flows or request in self._compute
 
     def release(self, request: RequestId, now: float) -> list[WorkerId]:
-        """Give everything of a request back; returns the workers whose load changed."""
+        """Give everything of a request back; returns the workers whose load changed, each once."""
         touched = self.release_compute(request, now)
         for worker, blocks in self._memory.pop(request, ()):
-            self._blocks[worker] -= blocks
-            self._running[worker] -= 1
-            if not self._running[worker]:
-                del self._blocks[worker], self._running[worker]
-            touched.append(worker)
+            account = self._accounts[worker]
+            account.blocks -= blocks
+            account.running -= 1
+            self._tidy(worker)
+            if worker not in touched:
+                touched.append(worker)
         for opened in self._flows.pop(request, ()):
             self._end(opened, now)
         return touched
@@ -161,14 +179,14 @@ class Ledger:
         booked = self._compute.get(request)
         if booked is None:
             return []
-        ended = sorted(booked) if worker is None else [worker] if worker in booked else []
+        ended = booked if worker is None else [worker] if worker in booked else []
         for name in ended:
-            queue = self._queues[name]
-            queue.remove(request, now)
-            if not queue.jobs:
-                del self._queues[name]
-            booked.discard(name)
-        if not booked:
+            self._accounts[name].remove(request, now)
+            self._tidy(name)
+        left = [name for name in booked if name not in ended]
+        if left:
+            self._compute[request] = left
+        else:
             del self._compute[request]
         return ended
 
@@ -185,31 +203,27 @@ class Ledger:
 
     def queue_s(self, worker: WorkerId, now: float) -> float:
         """Seconds until the promised prefill work of a worker is done."""
-        queue = self._queues.get(worker)
-        return 0.0 if queue is None else queue.wait_s(now)
+        return self._accounts.get(worker, _NOTHING).wait_s(now)
 
     def free_at_s(self, worker: WorkerId) -> float:
         """When a worker's promised work would be done; 0 when it has none. Grows only by new promises."""
-        queue = self._queues.get(worker)
-        return 0.0 if queue is None else queue.free_at_s()
+        return self._accounts.get(worker, _NOTHING).free_at_s()
 
     def queued_tokens(self, worker: WorkerId) -> int:
         """Prefill tokens promised to a worker."""
-        queue = self._queues.get(worker)
-        return 0 if queue is None else queue.tokens
+        return self._accounts.get(worker, _NOTHING).queued_tokens
 
     def queued_requests(self, worker: WorkerId) -> int:
         """Prefills promised to a worker."""
-        queue = self._queues.get(worker)
-        return 0 if queue is None else len(queue.jobs)
+        return len(self._accounts.get(worker, _NOTHING).jobs)
 
     def running(self, worker: WorkerId) -> int:
         """Requests that hold memory on a worker."""
-        return self._running.get(worker, 0)
+        return self._accounts.get(worker, _NOTHING).running
 
     def blocks(self, worker: WorkerId) -> int:
         """KV blocks promised on a worker."""
-        return self._blocks.get(worker, 0)
+        return self._accounts.get(worker, _NOTHING).blocks
 
     def flows(self, link: LinkId) -> int:
         """Moves in flight on a link."""
@@ -224,19 +238,29 @@ class Ledger:
             for worker, count in memory:
                 blocks[worker] = blocks.get(worker, 0) + count
                 running[worker] = running.get(worker, 0) + 1
-        assert blocks == self._blocks, "blocks"
-        assert running == self._running, "running requests"
+        assert blocks == {w: a.blocks for w, a in self._accounts.items() if a.running}, "blocks"
+        assert running == {w: a.running for w, a in self._accounts.items() if a.running}, "running requests"
         flows: dict[LinkId, int] = {}
         for opened in self._flows.values():
             for one in opened:
                 flows[one.flow.link] = flows.get(one.flow.link, 0) + 1
         assert flows == {link: use.flows for link, use in self._links.items() if use.flows}, "flows"
-        for worker, queue in self._queues.items():
-            assert queue.jobs, f"{worker} has an empty queue"
-            assert queue.tokens == sum(job.tokens for job in queue.jobs.values())
-            assert abs(queue.seconds - sum(job.seconds for job in queue.jobs.values())) < 1e-6
-            assert all(worker in self._compute[request] for request in queue.jobs)
-        assert sum(len(q.jobs) for q in self._queues.values()) == sum(map(len, self._compute.values()))
+        for worker, account in self._accounts.items():
+            assert worker in self._kept or not account.is_empty, f"{worker} is gone and has an empty account"
+            assert account.queued_tokens == sum(tokens for _, tokens in account.jobs.values())
+            assert abs(account.queued_s - sum(seconds for seconds, _ in account.jobs.values())) < 1e-6
+            assert all(worker in self._compute[request] for request in account.jobs)
+        assert sum(len(a.jobs) for a in self._accounts.values()) == sum(map(len, self._compute.values()))
+
+    def _account(self, worker: WorkerId) -> Account:
+        account = self._accounts.get(worker)
+        if account is None:
+            account = self._accounts[worker] = Account()
+        return account
+
+    def _tidy(self, worker: WorkerId) -> None:
+        if worker not in self._kept and self._accounts[worker].is_empty:
+            del self._accounts[worker]
 
     def _end(self, opened: _OpenFlow, now: float) -> float:
         use = self._links[opened.flow.link]

@@ -19,7 +19,9 @@ decisions were off, all together by 0.3 % of the score.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
+from math import inf
 from random import Random
 
 from sortedcontainers import SortedList
@@ -51,27 +53,45 @@ class Breadth:
 
 
 class Homing:
-    """Choose the plan of least seconds among all five kinds."""
+    """Choose the plan of least seconds among all five kinds.
+
+    With `explains`, the best of each losing kind is priced too, to be shown beside the winner; without, only what could
+    win is.
+    """
 
     name = "homing"
 
-    def __init__(self, breadth: Breadth | None = None) -> None:
+    def __init__(self, breadth: Breadth | None = None, *, explains: bool = True) -> None:
         self._breadth = breadth or Breadth()
+        self._explains = explains
 
     def choose(self, question: Question, random: Random) -> list[Plan]:
         """The best plan first, then the best priced of each other kind; empty when no worker may take the request."""
-        return _Search(question, self._breadth).run()
+        return _Search(question, self._breadth, explains=self._explains).run()
+
+
+class _Seat:
+    """A worker that may take part, and the least that any preparation takes on it, whatever the source."""
+
+    __slots__ = ("bound_s", "held", "network_s", "worker")
+
+    def __init__(self, worker: WorkerState, held: int, network_s: float, bound_s: float) -> None:
+        self.worker = worker
+        self.held = held
+        self.network_s = network_s
+        self.bound_s = bound_s
 
 
 class _Search:
     """One decision in the making."""
 
-    def __init__(self, question: Question, breadth: Breadth) -> None:
+    def __init__(self, question: Question, breadth: Breadth, *, explains: bool) -> None:
         self._question = question
         self._pricer = question.pricer
         self._breadth = breadth
-        self._best: dict[PlanKind, Plan] = {}
-        self._best_s = float("inf")
+        self._explains = explains
+        self._best: dict[PlanKind, tuple[float, Callable[[], Plan]]] = {}
+        self._best_s = inf
         self._sources = self._find_sources()
         self._source_sites = {source.state.worker.site for source in self._sources}
         self._deepest = max((source.blocks for source in self._sources), default=0)
@@ -79,82 +99,99 @@ class _Search:
         self._first_bytes_s: dict[Site, float] = {}
 
     def run(self) -> list[Plan]:
-        prefillers = [worker for pool in self._question.pools().values() for worker in self._prefill_candidates(pool)]
-        decoders = [worker for pool in self._question.pools().values() for worker in self._decode_candidates(pool)]
+        pools = self._question.pools().values()
+        prefillers = [worker for pool in pools for worker in self._prefill_candidates(pool)]
         self._alone([worker for worker in prefillers if worker.worker.role.can_decode])
+        decoders = [worker for pool in pools for worker in self._decode_candidates(pool)]
         self._without_prefill([worker for worker in decoders if not worker.worker.role.can_prefill])
         if prefillers and decoders and self._pricer.reusable:
             self._remote(prefillers, decoders)
-        return sorted(self._best.values(), key=_order)
+        return sorted((make() for _, make in self._best.values()), key=_order)
 
-    def _offer(self, plan: Plan) -> None:
-        known = self._best.get(plan.kind)
-        if known is None or _order(plan) < _order(known):
-            self._best[plan.kind] = plan
-            self._best_s = min(self._best_s, plan.estimate.score_s)
+    def _offer(self, kind: PlanKind, score_s: float, make: Callable[[], Plan]) -> None:
+        """Keep a plan, unmade, if it is the best of its kind so far; of equals the one that `_order` puts first."""
+        known = self._best.get(kind)
+        if known is not None:
+            if score_s > known[0] + ROUNDING_S:
+                return
+            if score_s > known[0] - ROUNDING_S and _order(known[1]()) <= _order(make()):
+                return
+        self._best[kind] = score_s, make
+        self._best_s = min(self._best_s, score_s)
 
     def _alone(self, workers: list[WorkerState]) -> None:
         """One worker computes and decodes: `local`, `fetch`, `split`."""
-        end_tokens = self._question.request.prompt_tokens
-        for least_s, worker in self._soonest_first(workers, end_tokens, share_of_network=1.0):
-            if least_s >= self._best_s:
+        pricer = self._pricer
+        for seat in self._soonest_first(workers, self._question.request.prompt_tokens):
+            if seat.bound_s + seat.network_s >= self._best_s:
                 break
-            network_s = self._pricer.network_s(worker)
-            for prepared in self._preparations(worker, end_tokens):
-                known = self._best.get(prepared.kind)
-                if known is None or network_s + prepared.score_s <= known.estimate.score_s + ROUNDING_S:
-                    self._offer(self._pricer.plan(prepared))
+            around_s = seat.network_s + pricer.decode_toll_s(seat.worker)
+            for prepared in self._preparations(seat, self._question.request.prompt_tokens):
+                self._offer(prepared.kind, around_s + prepared.score_s, partial(pricer.plan, prepared))
 
     def _without_prefill(self, workers: list[WorkerState]) -> None:
         """A decode worker that has, or gets, all that can be reused: `local` on a full cache, `direct`."""
-        for least_s, worker in self._soonest_first(workers, self._question.request.prompt_tokens, share_of_network=1.0):
-            if least_s >= self._best_s:
+        question = self._question
+        for seat in self._soonest_first(workers, question.request.prompt_tokens):
+            if seat.bound_s + seat.network_s >= self._best_s:
                 break
-            if self._question.needs_no_prefill(worker):
-                self._offer(self._question.local(worker))
+            if question.needs_no_prefill(seat.worker):
+                self._offer_made(question.local(seat.worker))
                 continue
-            for source in self._sources_for(worker, self._pricer.reusable):
-                self._offer(self._question.direct(worker, source))
+            for source in self._sources_for(seat.worker, self._pricer.reusable):
+                self._offer_made(question.direct(seat.worker, source))
+
+    def _offer_made(self, plan: Plan) -> None:
+        self._offer(plan.kind, plan.estimate.score_s, lambda: plan)
 
     def _remote(self, prefillers: list[WorkerState], decoders: list[WorkerState]) -> None:
         """One worker computes, another decodes; pairs that must take longer than the best plan are passed over."""
         wanting = self._least_after(decoders)
+        if not wanting:
+            return
         end_tokens = self._pricer.reusable * self._question.profile.block_tokens
-        for least_s, worker in self._soonest_first(prefillers, end_tokens, share_of_network=0.5):
-            if not wanting or self._is_beaten(least_s + wanting[0][0]):
+        for seat in self._soonest_first(prefillers, end_tokens):
+            if self._is_beaten(seat.bound_s + seat.network_s / 2 + wanting[0][0]):
                 return
-            half_network_s = self._pricer.network_s(worker) / 2
-            for way in self._preparations(worker, end_tokens):
+            for way in self._preparations(seat, end_tokens):
                 if way.computed_tokens:
-                    self._hand_over(way, half_network_s + way.score_s, wanting)
+                    self._hand_over(way, seat.network_s / 2 + way.score_s, wanting)
 
     def _hand_over(self, way: Preparation, before_s: float, wanting: list[tuple[float, WorkerState]]) -> None:
+        pricer = self._pricer
         for after_s, decode in wanting:
             if self._is_beaten(before_s + after_s):
                 return
             if decode is not way.worker:
-                self._offer(self._pricer.remote(way, decode, self._question.held(decode)))
+                held = self._question.held(decode)
+                score_s = pricer.remote_score_s(way, decode, held)
+                self._offer(PlanKind.REMOTE, score_s, partial(pricer.remote, way, decode, held))
 
     def _is_beaten(self, least_s: float) -> bool:
-        """Whether a remote plan of at least so many seconds cannot win, with one to show as the runner-up."""
-        return least_s >= self._best_s and PlanKind.REMOTE in self._best
+        """Whether a remote plan of at least so many seconds need not be looked at."""
+        return least_s >= self._best_s and (not self._explains or PlanKind.REMOTE in self._best)
 
     def _least_after(self, decoders: list[WorkerState]) -> list[tuple[float, WorkerState]]:
         """Decode workers that lack something, with the least that a remote plan spends there and on the way back."""
         pricer = self._pricer
-        found = [(pricer.network_s(w) / 2 + pricer.tail_s(w), w) for w in decoders if self._wants_a_handover(w)]
+        found = [
+            (pricer.network_s(w) / 2 + pricer.tail_s(w) + pricer.decode_toll_s(w), w)
+            for w in decoders
+            if self._wants_a_handover(w)
+        ]
         return sorted(found, key=_by_bound)
 
-    def _soonest_first(
-        self, workers: list[WorkerState], end_tokens: int, *, share_of_network: float
-    ) -> list[tuple[float, WorkerState]]:
-        """Workers with the least time that any preparation takes on them, whatever the source, and its network."""
-        found = []
+    def _soonest_first(self, workers: list[WorkerState], end_tokens: int) -> list[_Seat]:
+        """Workers by the least time that any preparation takes on them, with the network of those who decode too."""
+        question, pricer = self._question, self._pricer
+        seats = []
         for worker in workers:
-            held = self._question.held(worker)
-            least_s = self._pricer.least_ready_s(worker, held, self._deepest, self._first_byte_s(worker), end_tokens)
-            found.append((least_s + share_of_network * self._pricer.network_s(worker), worker))
-        return sorted(found, key=_by_bound)
+            held = question.held(worker)
+            bound_s = pricer.least_ready_s(worker, held, self._deepest, self._first_byte_s(worker), end_tokens)
+            seats.append(_Seat(worker, held, pricer.network_s(worker), bound_s))
+        if len(seats) > 1:
+            seats.sort(key=_by_seat)
+        return seats
 
     def _first_byte_s(self, worker: WorkerState) -> float:
         """How soon any source could begin to send to a worker's site."""
@@ -165,8 +202,8 @@ class _Search:
             known = self._first_bytes_s[site] = min(latencies_s, default=0.0)
         return known
 
-    def _preparations(self, worker: WorkerState, end_tokens: int) -> Iterator[Preparation]:
-        held = self._question.held(worker)
+    def _preparations(self, seat: _Seat, end_tokens: int) -> Iterator[Preparation]:
+        worker, held = seat.worker, seat.held
         yield self._pricer.compute(worker, held, end_tokens)
         for source in self._sources_for(worker, held + 1):
             yield self._pricer.fetch(worker, held, source, end_tokens)
@@ -275,6 +312,10 @@ class _Search:
         moved = self._question.profile.moved_bytes(tokens)
         transfer_s = self._pricer.transfer_s(source.state.worker.site, site, moved)
         return transfer_s + source.state.rate.prefill_s(tokens, self._question.request.prompt_tokens)
+
+
+def _by_seat(seat: _Seat) -> tuple[float, int]:
+    return seat.bound_s + seat.network_s, seat.worker.bit
 
 
 def _by_bound(bounded: tuple[float, WorkerState]) -> tuple[float, int]:

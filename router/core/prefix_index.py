@@ -70,6 +70,8 @@ class _Node:
 
     def children_of(self, holder_bit: int) -> int:
         """How many children a holder has."""
+        if self._siblings is None:
+            return 1 if self._child is not None and self._child.holders & holder_bit else 0
         return sum(1 for child in self.children() if child.holders & holder_bit)
 
 
@@ -113,12 +115,29 @@ class PrefixIndex:
         [Level(depth=2, holders=1)]
         """
         above = None if parent is None else self._node(parent)
-        for key in keys:
-            node = self._node(key)
-            self._attach(node, above)
-            self._hold(holder, node)
-            above = node
-        if above is not None:
+        nodes, bit = self._nodes, 1 << holder
+        held = self._blocks.setdefault(holder, set())
+        torn = 0
+        try:
+            for key in keys:
+                node = nodes.get(key)
+                if node is None:
+                    node = nodes[key] = _Node(key)
+                    node.parent_known = True
+                    node.parent = above
+                    if above is not None:
+                        above.add_child(node)
+                elif not node.parent_known or node.parent is not above:
+                    self._attach(node, above)
+                if not node.holders & bit:
+                    torn += (above is not None and not above.holders & bit) - node.children_of(bit)
+                    node.holders |= bit
+                    held.add(key)
+                above = node
+        finally:
+            if torn:
+                self._set_torn(holder, self._torn.get(holder, 0) + torn)
+        if above is not None and above.is_dead:
             self._prune(above)
 
     def removed(self, holder: int, keys: Iterable[BlockKey]) -> None:
@@ -126,10 +145,19 @@ class PrefixIndex:
         held = self._blocks.get(holder)
         if held is None:
             return
+        nodes, bit = self._nodes, 1 << holder
+        torn = 0
         for key in keys:
             if key in held:
                 held.discard(key)
-                self._drop(holder, self._nodes[key])
+                node = nodes[key]
+                parent = node.parent
+                torn += node.children_of(bit) - (parent is not None and not parent.holders & bit)
+                node.holders ^= bit
+                if not node.holders:
+                    self._prune(node)
+        if torn:
+            self._set_torn(holder, self._torn.get(holder, 0) + torn)
 
     def cleared(self, holder: int) -> int:
         """Holder has nothing; returns how many blocks that were. Runtime complexity: O(its blocks)."""
@@ -221,26 +249,6 @@ class PrefixIndex:
         if above is not None:
             self._prune(above)
         return EventError(f"block {node.key:#x}: its parent is {known}, an event says {told}")
-
-    def _hold(self, holder: int, node: _Node) -> None:
-        bit = 1 << holder
-        if node.holders & bit:
-            return
-        healed = node.children_of(bit)
-        tears = node.parent is not None and not node.parent.holders & bit
-        node.holders |= bit
-        self._blocks.setdefault(holder, set()).add(node.key)
-        if healed or tears:
-            self._set_torn(holder, self._torn.get(holder, 0) - healed + tears)
-
-    def _drop(self, holder: int, node: _Node) -> None:
-        bit = 1 << holder
-        torn = node.children_of(bit)
-        was_torn = node.parent is not None and not node.parent.holders & bit
-        node.holders &= ~bit
-        if torn or was_torn:
-            self._set_torn(holder, self._torn.get(holder, 0) + torn - was_torn)
-        self._prune(node)
 
     def _set_torn(self, holder: int, count: int) -> None:
         if count:

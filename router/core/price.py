@@ -41,24 +41,27 @@ class Way:
     """Seconds per byte of this flow's share."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Preparation:
     """A way for a worker to have blocks `[0, end)` of the prompt: what it computes, and what it gets from where.
 
-    `ready_s = max(queue_s, fetch_s) + prefill_s`, counted from the moment when the worker hears of the request.
+    `ready_s = max(queue_s, fetch_s) + prefill_s`, counted from the moment when the worker hears of the request. Many
+    are priced for each that becomes a plan, so it is a bare record.
     """
 
     kind: PlanKind
     worker: WorkerState
-    moves: tuple[Move, ...]
     queue_s: float
     fetch_s: float
     prefill_s: float
     compute_s: float
     hit_tokens: int
     computed_tokens: int
-    moved_bytes: int
     toll_s: float
+    source: WorkerState | None = None
+    block_first: int = 0
+    block_end: int = 0
+    moved_bytes: int = 0
 
     @property
     def ready_s(self) -> float:
@@ -69,6 +72,22 @@ class Preparation:
     def score_s(self) -> float:
         """What preparations are compared by."""
         return self.ready_s + self.toll_s
+
+    @property
+    def moves(self) -> tuple[Move, ...]:
+        """What is moved out of caches before or while the worker computes."""
+        if self.source is None:
+            return ()
+        kind = MoveKind.MEET if self.kind is PlanKind.SPLIT else MoveKind.FETCH
+        move = Move(
+            kind=kind,
+            source=self.source.worker.id,
+            target=self.worker.worker.id,
+            block_first=self.block_first,
+            block_end=self.block_end,
+            bytes=self.moved_bytes,
+        )
+        return (move,)
 
 
 class Pricer:
@@ -99,17 +118,23 @@ class Pricer:
         self._overhead_s = overhead_s
         self.reusable = min(len(request.block_keys), reusable_blocks(request.prompt_tokens, profile.block_tokens))
         self._ways: dict[tuple[Site, Site], Way] = {}
+        self._rtts_s: dict[Site, float] = {}
         self.priced = 0
 
     def network_s(self, worker: WorkerState) -> float:
         """From the door to a worker and back with the first token, and the overhead of any dispatch."""
-        return self._round_s(worker, worker)
+        return self._rtt_s(worker.worker.site) + self._overhead_s
+
+    def _rtt_s(self, site: Site) -> float:
+        """From the door to a site and back."""
+        known = self._rtts_s.get(site)
+        if known is None:
+            known = self._rtts_s[site] = self.topology.rate(self._entry, site).rtt_s
+        return known
 
     def _round_s(self, there: WorkerState, back: WorkerState) -> float:
         """Half a round trip to `there`, half a one from `back`; what travels between the two is priced apart."""
-        rtt_there_s = self.way(self._entry, there.worker.site).rtt_s
-        rtt_back_s = self.way(self._entry, back.worker.site).rtt_s
-        return (rtt_there_s + rtt_back_s) / 2 + self._overhead_s
+        return (self._rtt_s(there.worker.site) + self._rtt_s(back.worker.site)) / 2 + self._overhead_s
 
     def way(self, source: Site, target: Site) -> Way:
         """What is believed of a link; looked up once per question."""
@@ -139,28 +164,45 @@ class Pricer:
         rest_s = worker.rate.prefill_s(source_blocks * self.profile.block_tokens, end_tokens)
         return min(alone_s, max(queue_s, first_byte_s) + rest_s)
 
-    def compute(self, worker: WorkerState, held: int, end_tokens: int) -> Preparation:
-        """`worker` computes everything after the `held` blocks that it has, up to token `end_tokens`."""
+    def compute(self, worker: WorkerState, held: int, end_tokens: int, load_s: float = 0.0) -> Preparation:
+        """`worker` computes everything after the `held` blocks that it has, up to token `end_tokens`.
+
+        `load_s`: how long it takes to bring the last of them up from a lower tier.
+        """
         cached = min(held, self.reusable) * self.profile.block_tokens
         seconds = worker.rate.prefill_s(cached, end_tokens)
-        return self._prepared(PlanKind.LOCAL, worker, held, end_tokens, prefill_s=seconds, compute_s=seconds)
+        return Preparation(
+            PlanKind.LOCAL,
+            worker,
+            self.fleet.queue_s(worker, self.now),
+            load_s,
+            seconds,
+            seconds,
+            cached,
+            end_tokens - cached if end_tokens > cached else 0,
+            self._compute_toll_s(worker, seconds),
+        )
 
     def fetch(self, worker: WorkerState, held: int, source: Source, end_tokens: int) -> Preparation:
         """Blocks `[held, source.blocks)` come from `source` first; `worker` computes the rest."""
         have = min(source.blocks, self.reusable)
         moved = self._moved_bytes(have - held)
-        arrives_s = self.transfer_s(source.state.worker.site, worker.worker.site, moved)
-        seconds = worker.rate.prefill_s(have * self.profile.block_tokens, end_tokens)
-        move = self._move(MoveKind.FETCH, source.state, worker, held, have, moved)
-        return self._prepared(
+        cached = have * self.profile.block_tokens
+        seconds = worker.rate.prefill_s(cached, end_tokens)
+        return Preparation(
             PlanKind.FETCH,
             worker,
+            self.fleet.queue_s(worker, self.now),
+            self.transfer_s(source.state.worker.site, worker.worker.site, moved),
+            seconds,
+            seconds,
+            cached,
+            end_tokens - cached if end_tokens > cached else 0,
+            self._compute_toll_s(worker, seconds) + self._link_toll_s(source.state, worker, moved),
+            source.state,
+            held,
             have,
-            end_tokens,
-            fetch_s=arrives_s,
-            prefill_s=seconds,
-            compute_s=seconds,
-            move=move,
+            moved,
         )
 
     def split(self, worker: WorkerState, held: int, source: Source, end_tokens: int) -> Preparation | None:
@@ -169,11 +211,11 @@ class Pricer:
         None where one side would contribute less than SPLIT_TOKENS_MIN: then it is a fetch, or not worth one.
         """
         have = min(source.blocks, self.reusable)
-        if self.profile.state_bytes:
+        block_tokens = self.profile.block_tokens
+        if self.profile.state_bytes or (have - held) * block_tokens < 2 * SPLIT_TOKENS_MIN:
             return None
         queue_s = self.fleet.queue_s(worker, self.now)
         way = self.way(source.state.worker.site, worker.worker.site)
-        block_tokens = self.profile.block_tokens
         meet_tokens = meeting_point(
             worker.rate,
             held * block_tokens,
@@ -188,14 +230,21 @@ class Pricer:
         head_s = worker.rate.prefill_s(held * block_tokens, meet * block_tokens)
         tail_s = worker.rate.prefill_s(have * block_tokens, end_tokens)
         meets_s = max(queue_s + head_s, way.latency_s + moved * way.byte_s)
-        return self._prepared(
+        hit_tokens = min(held + have - meet, self.reusable) * block_tokens
+        return Preparation(
             PlanKind.SPLIT,
             worker,
-            held + have - meet,
-            end_tokens,
-            prefill_s=meets_s - queue_s + tail_s,
-            compute_s=head_s + tail_s,
-            move=self._move(MoveKind.MEET, source.state, worker, meet, have, moved),
+            queue_s,
+            0.0,
+            meets_s - queue_s + tail_s,
+            head_s + tail_s,
+            hit_tokens,
+            max(0, end_tokens - hit_tokens),
+            self._compute_toll_s(worker, head_s + tail_s) + self._link_toll_s(source.state, worker, moved),
+            source.state,
+            meet,
+            have,
+            moved,
         )
 
     def plan(self, prepared: Preparation, kind: PlanKind | None = None) -> Plan:
@@ -206,7 +255,7 @@ class Pricer:
             queue_s=prepared.queue_s,
             fetch_s=prepared.fetch_s,
             prefill_s=prepared.prefill_s,
-            toll_s=prepared.toll_s,
+            toll_s=prepared.toll_s + self.decode_toll_s(prepared.worker),
             hit_tokens=prepared.hit_tokens,
             computed_tokens=prepared.computed_tokens,
             moved_bytes=prepared.moved_bytes,
@@ -230,18 +279,15 @@ class Pricer:
         incomplete block itself.
         """
         self.priced += 1
-        sites = (prepared.worker.worker.site, decode.worker.site)
-        held = min(held, self.reusable)
-        shipped = self._moved_bytes(self.reusable - held)
-        way = self.way(*sites)
-        sending_s = shipped * way.byte_s
-        overlap_s = (prepared.fetch_s + prepared.prefill_s) * (1 - 1 / self.profile.layers)
-        late_s = max(0.0, way.latency_s - prepared.ready_s)
-        arrives_s = late_s + way.rtt_s / 2 + max(sending_s / self.profile.layers, sending_s - overlap_s)
-        ship_s = max(arrives_s, self.fleet.queue_s(decode, self.now) - prepared.ready_s)
-        tail_s = self.tail_s(decode)
-        toll_s = self.tolls.link_s(self.topology, *sites, shipped) + self.tolls.compute_s(decode.worker.id, tail_s)
-        move = self._move(MoveKind.SHIP, prepared.worker, decode, held, self.reusable, shipped)
+        shipped, ship_s, tail_s, toll_s = self._handed_over(prepared, decode, held)
+        move = Move(
+            kind=MoveKind.SHIP,
+            source=prepared.worker.worker.id,
+            target=decode.worker.id,
+            block_first=min(held, self.reusable),
+            block_end=self.reusable,
+            bytes=shipped,
+        )
         estimate = Estimate(
             network_s=self._round_s(prepared.worker, decode),
             queue_s=prepared.queue_s,
@@ -263,6 +309,27 @@ class Pricer:
             decode_compute_s=tail_s,
         )
 
+    def remote_score_s(self, prepared: Preparation, decode: WorkerState, held: int) -> float:
+        """The score of the same plan, without making it."""
+        _, ship_s, tail_s, toll_s = self._handed_over(prepared, decode, held)
+        return self._round_s(prepared.worker, decode) + prepared.score_s + tail_s + ship_s + toll_s
+
+    def _handed_over(
+        self, prepared: Preparation, decode: WorkerState, held: int
+    ) -> tuple[int, float, float, float]:
+        """Of a handover: bytes, seconds that nothing hides, the tail on the decode worker, and its tolls."""
+        way = self.way(prepared.worker.worker.site, decode.worker.site)
+        shipped = self._moved_bytes(self.reusable - min(held, self.reusable))
+        sending_s = shipped * way.byte_s
+        overlap_s = (prepared.fetch_s + prepared.prefill_s) * (1 - 1 / self.profile.layers)
+        ready_s = prepared.ready_s
+        late_s = max(0.0, way.latency_s - ready_s)
+        arrives_s = late_s + way.rtt_s / 2 + max(sending_s / self.profile.layers, sending_s - overlap_s)
+        ship_s = max(arrives_s, self.fleet.queue_s(decode, self.now) - ready_s)
+        tail_s = self.tail_s(decode)
+        toll_s = self._link_toll_s(prepared.worker, decode, shipped) + self._compute_toll_s(decode, tail_s)
+        return shipped, ship_s, tail_s, toll_s + self.decode_toll_s(decode)
+
     def tail_s(self, decode: WorkerState) -> float:
         """What the decode worker of a remote plan computes itself: the last, incomplete block."""
         return decode.rate.prefill_s(self.reusable * self.profile.block_tokens, self.request.prompt_tokens)
@@ -273,47 +340,15 @@ class Pricer:
     def _moved_bytes(self, blocks: int) -> int:
         return self.profile.moved_bytes(blocks * self.profile.block_tokens)
 
-    def _move(self, kind: MoveKind, source: WorkerState, target: WorkerState, first: int, end: int, moved: int) -> Move:
-        return Move(
-            kind=kind,
-            source=source.worker.id,
-            target=target.worker.id,
-            block_first=first,
-            block_end=end,
-            bytes=moved,
-        )
+    def decode_toll_s(self, worker: WorkerState) -> float:
+        """What one more answer costs those that the worker decodes already."""
+        return self.tolls.decode_s(self.fleet.running(worker))
 
-    def _prepared(
-        self,
-        kind: PlanKind,
-        worker: WorkerState,
-        blocks_not_computed: int,
-        end_tokens: int,
-        *,
-        prefill_s: float,
-        compute_s: float,
-        fetch_s: float = 0.0,
-        move: Move | None = None,
-    ) -> Preparation:
-        hit_tokens = min(blocks_not_computed, self.reusable) * self.profile.block_tokens
-        toll_s = self.tolls.compute_s(worker.worker.id, compute_s)
-        if move is not None:
-            source = self.fleet.get(move.source)
-            assert source is not None, "sources are taken from the fleet"
-            toll_s += self.tolls.link_s(self.topology, source.worker.site, worker.worker.site, move.bytes)
-        return Preparation(
-            kind=kind,
-            worker=worker,
-            moves=() if move is None else (move,),
-            queue_s=self.fleet.queue_s(worker, self.now),
-            fetch_s=fetch_s,
-            prefill_s=prefill_s,
-            compute_s=compute_s,
-            hit_tokens=hit_tokens,
-            computed_tokens=max(0, end_tokens - hit_tokens),
-            moved_bytes=0 if move is None else move.bytes,
-            toll_s=toll_s,
-        )
+    def _compute_toll_s(self, worker: WorkerState, seconds: float) -> float:
+        return self.tolls.compute_s(worker.worker.id, seconds, self.fleet.running(worker))
+
+    def _link_toll_s(self, source: WorkerState, target: WorkerState, moved_bytes: int) -> float:
+        return self.tolls.link_s(self.topology, source.worker.site, target.worker.site, moved_bytes)
 
 
 def meeting_point(rate: PrefillRate, held: int, have: int, *, head_start_s: float, seconds_per_token: float) -> float:

@@ -13,6 +13,9 @@ from .prefix_index import Level, PrefixIndex
 from .price import Pricer, Source
 from .types import ModelName, ModelProfile, Plan, PlanKind, Request, Site, Tier
 
+FEW_LEVELS = 8
+"""Up to so many levels are looked through one by one."""
+
 
 class Question:
     """Where shall this request go?
@@ -40,20 +43,30 @@ class Question:
         self.pricer = pricer
         self.excluded = excluded
         self._held: dict[int, int] = {}
-        self._holders_down_to = list(accumulate((level.holders for level in levels), or_))
+        self._holders_down_to: list[int] | None = None
         self._group = group or (request.model,)
         self._tiers = tiers or {}
         self.blocks = -(-(request.prompt_tokens + request.max_output_tokens) // profile.block_tokens)
 
     def held(self, worker: WorkerState) -> int:
         """How many leading blocks of the prompt a worker has, of those that can be reused."""
-        held = self._held.get(worker.bit)
+        bit = worker.bit
+        held = self._held.get(bit)
         if held is None:
-            mask = worker.mask
-            found = bisect_left(self._holders_down_to, True, key=lambda holders: bool(holders & mask))
-            depth = self.levels[found].depth if found < len(self.levels) else 0
-            held = self._held[worker.bit] = min(depth, self.pricer.reusable)
+            held = 0
+            for level in self.levels if len(self.levels) <= FEW_LEVELS else self._from(bit):
+                if level.holders >> bit & 1:
+                    held = level.depth if level.depth < self.pricer.reusable else self.pricer.reusable
+                    break
+            self._held[bit] = held
         return held
+
+    def _from(self, bit: int) -> list[Level]:
+        """The level of a holder, by binary search: many may stand before it."""
+        if self._holders_down_to is None:
+            self._holders_down_to = list(accumulate((level.holders for level in self.levels), or_))
+        found = bisect_left(self._holders_down_to, True, key=lambda holders: bool(holders >> bit & 1))
+        return self.levels[found : found + 1]
 
     def held_on(self, worker: WorkerState, tier: Tier, first: int) -> int:
         """How many blocks from `first` on, without a gap, a worker has in one of its lower tiers."""

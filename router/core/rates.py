@@ -61,69 +61,73 @@ class PrefillRate:
     two. None gets negative.
     """
 
-    __slots__ = ("_level", "_moment", "_normal", "_prior", "_theta", "_to_share", "samples")
+    __slots__ = ("_a_s", "_b_s", "_level", "_moment", "_normal", "_prior", "_q_s", "_to_share", "reference_s", "samples")
 
     RIDGE = 0.001
 
     def __init__(self, prior: PrefillPrior) -> None:
-        self._prior = self._theta = (prior.a_s, prior.b_s, prior.q_s)
-        at_reference_s = self.prefill_s(0, REFERENCE_TOKENS)
-        self._to_share = tuple(x / at_reference_s for x in _features(0, REFERENCE_TOKENS))
+        self._prior = (prior.a_s, prior.b_s, prior.q_s)
+        self._believe(*self._prior)
+        self._to_share = tuple(x / self.reference_s for x in _features(0, REFERENCE_TOKENS))
         self._level = LearnedScale(1.0, weight=0.0)
-        self._normal = [[0.0] * 3 for _ in range(3)]
+        self._normal = [0.0] * 6
+        """The upper triangle, row by row."""
         self._moment = [0.0] * 3
         self.samples = 0
 
     @property
     def coefficients(self) -> tuple[float, float, float]:
         """`(a, b, q)` in seconds, seconds per token, seconds per squared token."""
-        return self._theta
+        return self._a_s, self._b_s, self._q_s
 
     def prefill_s(self, cached_tokens: int, end_tokens: int) -> float:
         """Seconds to compute tokens `[cached, end)` of a prompt; nothing to compute takes no time."""
         new = end_tokens - cached_tokens
         if new <= 0:
             return 0.0
-        a, b, q = self._theta
-        return a + new * (b + q * (end_tokens + cached_tokens))
+        return self._a_s + new * (self._b_s + self._q_s * (end_tokens + cached_tokens))
 
     def learn(self, cached_tokens: int, end_tokens: int, seconds: float) -> None:
         """Learn from one measured prefill (nothing computed and absurd times teach nothing)."""
         if end_tokens <= cached_tokens:
             return
-        features = _features(cached_tokens, end_tokens)
-        at_prior_s = sum(p * x for p, x in zip(self._prior, features, strict=True))
+        a, b, q = self._prior
+        one, new, pairs = _features(cached_tokens, end_tokens)
+        at_prior_s = a * one + b * new + q * pairs
         if not at_prior_s / ABSURD < seconds < at_prior_s * ABSURD:
             return
         self._level.learn(seconds / at_prior_s)
         surprise = abs(log(seconds / self.prefill_s(cached_tokens, end_tokens)))
         trust = min(1.0, STEP_MAX / surprise) if self.samples >= SETTLED_AFTER and surprise > 0 else 1.0
-        parts = [x / scale / seconds for x, scale in zip(features, self._to_share, strict=True)]
-        for i in range(3):
-            self._moment[i] = MEMORY * self._moment[i] + trust * parts[i]
-            for j in range(3):
-                self._normal[i][j] = MEMORY * self._normal[i][j] + trust * parts[i] * parts[j]
+        to_share = self._to_share
+        x, y, z = one / to_share[0] / seconds, new / to_share[1] / seconds, pairs / to_share[2] / seconds
+        self._moment = [MEMORY * old + trust * part for old, part in zip(self._moment, (x, y, z), strict=True)]
+        products = (x * x, x * y, x * z, y * y, y * z, z * z)
+        self._normal = [MEMORY * old + trust * part for old, part in zip(self._normal, products, strict=True)]
         self.samples += 1
         self._fit()
 
     def _fit(self) -> None:
         """Solve for the shares; where one would be negative, hold it at zero and solve again."""
-        level = self._level.value
-        expected = [level * p * scale for p, scale in zip(self._prior, self._to_share, strict=True)]
+        ridge = self.RIDGE
+        pull = ridge * self._level.value
+        xx, xy, xz, yy, yz, zz = self._normal
+        normal = ((xx + ridge, xy, xz), (xy, yy + ridge, yz), (xz, yz, zz + ridge))
+        right = [m + pull * p * s for m, p, s in zip(self._moment, self._prior, self._to_share, strict=True)]
         free = [0, 1, 2]
         while True:
-            rows = [
-                [self._normal[i][j] + (self.RIDGE if i == j else 0.0) for j in free]
-                + [self._moment[i] + self.RIDGE * expected[i]]
-                for i in free
-            ]
-            shares = solve(rows)
+            shares = solve([[*(normal[i][j] for j in free), right[i]] for i in free])
             if min(shares) >= 0:
                 break
             del free[shares.index(min(shares))]
-        found = dict(zip(free, shares, strict=True))
-        a, b, q = (found.get(i, 0.0) / self._to_share[i] for i in range(3))
-        self._theta = (a, b, q)
+        found = [0.0, 0.0, 0.0]
+        for i, share in zip(free, shares, strict=True):
+            found[i] = share / self._to_share[i]
+        self._believe(*found)
+
+    def _believe(self, a_s: float, b_s: float, q_s: float) -> None:
+        self._a_s, self._b_s, self._q_s = a_s, b_s, q_s
+        self.reference_s = self.prefill_s(0, REFERENCE_TOKENS)
 
 
 def _features(cached_tokens: int, end_tokens: int) -> tuple[float, float, float]:

@@ -1,8 +1,11 @@
 """Congestion prices: what a plan takes from others, in seconds.
 
 A second of a pool's compute or of a link's time costs nothing while there is plenty, and as much as it delays others
-when it is wanted more than there is. All prices start at zero, which makes the planner greedy on TTFT. Money is a
-toll too: a link's price per GB is turned into seconds by what a second is worth to the operator.
+when it is wanted more than there is. Money is a toll too: a link's price per GB is turned into seconds by what a second
+is worth to the operator. With all prices at zero the planner is greedy on TTFT.
+
+Rule 1: prices are put here by whoever learns them (`congestion`); nothing here learns.
+Rule 2: a price is in seconds per second, so that a toll is in seconds.
 """
 
 from .topology import Topology
@@ -10,10 +13,18 @@ from .types import Site, WorkerId
 
 
 class Tolls:
-    """Prices per worker and per link; `set_*` is where a learner puts what it finds."""
+    """Prices per worker and per link.
 
-    def __init__(self, *, dollars_per_s: float = 0.0) -> None:
+    `stall`: what a second is worth in which an answer stalls because a prompt is computed beside it, as a share of a
+    second of waiting for a first token; `crowd_s`: what one more answer on a worker costs each that is decoded there
+    already, in seconds. Both are 0 for a planner that cares for first tokens alone.
+    """
+
+    def __init__(self, *, dollars_per_s: float = 0.0, stall: float = 0.0, crowd_s: float = 0.0) -> None:
+        assert stall >= 0 and crowd_s >= 0, (stall, crowd_s)
         self._dollars_per_s = dollars_per_s
+        self.stall = stall
+        self.crowd_s = crowd_s
         self._worker: dict[WorkerId, float] = {}
         self._link: dict[tuple[Site, Site], float] = {}
 
@@ -22,15 +33,31 @@ class Tolls:
         assert price >= 0, price
         self._worker[worker] = price
 
+    def forget_worker(self, worker: WorkerId) -> None:
+        """The worker is gone, and its price with it."""
+        self._worker.pop(worker, None)
+
     def set_link(self, source: Site, target: Site, price: float) -> None:
         """Seconds that one second of this link's whole capacity takes from others."""
         assert price >= 0, price
         self._link[source, target] = price
 
-    def compute_s(self, worker: WorkerId, seconds: float) -> float:
-        """The toll on compute."""
-        price = self._worker.get(worker)
-        return 0.0 if price is None else price * seconds
+    def worker(self, worker: WorkerId) -> float:
+        """The price of a worker's compute."""
+        return self._worker.get(worker, 0.0)
+
+    def link(self, source: Site, target: Site) -> float:
+        """The price of a link's time."""
+        return self._link.get((source, target), 0.0)
+
+    def compute_s(self, worker: WorkerId, seconds: float, decoding: int = 0) -> float:
+        """The toll on compute: of those who want the worker's time, and of the answers that stall meanwhile."""
+        price = self._worker.get(worker, 0.0) + self.stall * decoding
+        return price * seconds
+
+    def decode_s(self, decoding: int) -> float:
+        """The toll of one more answer beside so many."""
+        return self.crowd_s * decoding
 
     def link_s(self, topology: Topology, source: Site, target: Site, moved_bytes: int) -> float:
         """The toll on bytes over a link: its congestion, and its price in money."""

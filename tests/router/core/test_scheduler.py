@@ -621,7 +621,7 @@ def test_measurements_change_what_is_believed():
     state = made.fleet.get(A)
     tell(made, (0.0, PrefillMeasured(worker_id=A, cached_tokens=0, end_tokens=1000, seconds=10.1), []))
     assert state.rate.prefill_s(0, 1000) == pytest.approx(10.1, rel=0.2)
-    assert state.prefill_rank[0] > 15, "its rank follows its speed"
+    assert state.prefill_rank[1][0] > 15, "its rank follows its speed"
     tell(made, (0.0, DecodeMeasured(worker_id=A, tokens=10, seconds=0.1), []))
     assert state.decode_step_s.value == pytest.approx(0.01, rel=0.2)
     tell(made, (0.0, DecodeMeasured(worker_id=A, tokens=0, seconds=0.1), []))
