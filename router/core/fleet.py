@@ -208,8 +208,11 @@ class Fleet:
 
     def can_answer(self, model: ModelName, blocks: int) -> bool:
         """Whether any worker that decodes has room: without one there is no plan, and no need to look for it."""
-        ranks = ((pool, bit) for pool in self.pools(model).values() for _, bit in pool.decoders)
-        return any(self.has_room(pool.by_bit[bit], blocks) for pool, bit in ranks)
+        for pool in self.pools(model).values():
+            for _, bit in pool.decoders:
+                if self.has_room(pool.by_bit[bit], blocks):
+                    return True
+        return False
 
     def rerank(self, worker: WorkerId) -> None:
         """Put a worker where its load and speed belong within its pool."""

@@ -1,4 +1,4 @@
-"""Homing's own policy: price the plans that could win, take the cheapest.
+"""The search for the cheapest plan: price those that could win.
 
 All pairs of workers, sources and decoders would be millions of plans in a large fleet. Two prunings keep a decision
 bounded by the number of sites, not of workers:
@@ -17,12 +17,12 @@ bounded by the number of sites, not of workers:
 decisions were off, all together by 0.3 % of the score.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from math import inf
-from random import Random
+from operator import itemgetter
 
 from sortedcontainers import SortedList
 
@@ -30,7 +30,7 @@ from .fleet import Pool, WorkerState
 from .prefix_index import iter_bits
 from .price import Preparation, Source
 from .question import Question
-from .types import Plan, PlanKind, Role, Site
+from .types import Plan, PlanKind, Role, Site, WorkerId
 
 ROUNDING_S = 1e-9
 """Sums of the same terms in another order differ by less."""
@@ -48,36 +48,40 @@ class Breadth:
     """Least loaded holders per level."""
     sources: int = 3
     """Sources considered for one target site, the quickest first."""
+    whole: int = 12
+    """A pool of at most so many workers is looked at whole: that is quicker than ranking them."""
     scan: int = 32
     """How far a rank is searched for workers that may take the request or hold a level."""
 
 
-class Homing:
-    """Choose the plan of least seconds among all five kinds.
+def search(
+    question: Question,
+    *,
+    breadth: Breadth | None = None,
+    coming: Mapping[WorkerId, int] | None = None,
+    explains: bool = True,
+) -> list[Plan]:
+    """The best plan first, then the best priced of each other kind; empty when no worker may take the request.
 
-    With `explains`, the best of each losing kind is priced too, to be shown beside the winner; without, only what could
-    win is.
+    `coming` tells of workers that are computing a prefix of this prompt, and how many of its leading blocks each will
+    hold by the time its turn comes there. With `explains` the best of each losing kind is priced too, to be shown
+    beside the winner; without, only what could win is.
     """
-
-    name = "homing"
-
-    def __init__(self, breadth: Breadth | None = None, *, explains: bool = True) -> None:
-        self._breadth = breadth or Breadth()
-        self._explains = explains
-
-    def choose(self, question: Question, random: Random) -> list[Plan]:
-        """The best plan first, then the best priced of each other kind; empty when no worker may take the request."""
-        return _Search(question, self._breadth, explains=self._explains).run()
+    return _Search(question, breadth or Breadth(), coming or {}, explains=explains).run()
 
 
 class _Seat:
-    """A worker that may take part, and the least that any preparation takes on it, whatever the source."""
+    """A worker that may take part, and the least that any preparation takes on it, whatever the source.
 
-    __slots__ = ("bound_s", "held", "network_s", "worker")
+    It holds `held` blocks of the prompt, and will hold `will_hold` when its turn comes.
+    """
 
-    def __init__(self, worker: WorkerState, held: int, network_s: float, bound_s: float) -> None:
+    __slots__ = ("bound_s", "held", "network_s", "will_hold", "worker")
+
+    def __init__(self, worker: WorkerState, held: int, will_hold: int, network_s: float, bound_s: float) -> None:
         self.worker = worker
         self.held = held
+        self.will_hold = will_hold
         self.network_s = network_s
         self.bound_s = bound_s
 
@@ -85,8 +89,9 @@ class _Seat:
 class _Search:
     """One decision in the making."""
 
-    def __init__(self, question: Question, breadth: Breadth, *, explains: bool) -> None:
+    def __init__(self, question: Question, breadth: Breadth, coming: Mapping[WorkerId, int], *, explains: bool) -> None:
         self._question = question
+        self._coming = coming
         self._pricer = question.pricer
         self._breadth = breadth
         self._explains = explains
@@ -97,6 +102,7 @@ class _Search:
         self._deepest = max((source.blocks for source in self._sources), default=0)
         self._ranked_sources: dict[Site, list[Source]] = {}
         self._first_bytes_s: dict[Site, float] = {}
+        self._may_fetch = bool(self._sources)
 
     def run(self) -> list[Plan]:
         pools = self._question.pools().values()
@@ -106,6 +112,9 @@ class _Search:
         self._without_prefill([worker for worker in decoders if not worker.worker.role.can_prefill])
         if prefillers and decoders and self._pricer.reusable:
             self._remote(prefillers, decoders)
+        if not self._explains and self._best:
+            _, make = min(self._best.values(), key=itemgetter(0))
+            return [make()]
         return sorted((make() for _, make in self._best.values()), key=_order)
 
     def _offer(self, kind: PlanKind, score_s: float, make: Callable[[], Plan]) -> None:
@@ -187,8 +196,9 @@ class _Search:
         seats = []
         for worker in workers:
             held = question.held(worker)
-            bound_s = pricer.least_ready_s(worker, held, self._deepest, self._first_byte_s(worker), end_tokens)
-            seats.append(_Seat(worker, held, pricer.network_s(worker), bound_s))
+            will_hold = max(held, self._coming.get(worker.worker.id, 0)) if self._coming else held
+            bound_s = pricer.least_ready_s(worker, will_hold, self._deepest, self._first_byte_s(worker), end_tokens)
+            seats.append(_Seat(worker, held, will_hold, pricer.network_s(worker), bound_s))
         if len(seats) > 1:
             seats.sort(key=_by_seat)
         return seats
@@ -204,25 +214,35 @@ class _Search:
 
     def _preparations(self, seat: _Seat, end_tokens: int) -> Iterator[Preparation]:
         worker, held = seat.worker, seat.held
-        yield self._pricer.compute(worker, held, end_tokens)
-        for source in self._sources_for(worker, held + 1):
+        yield self._pricer.compute(worker, seat.will_hold, end_tokens)
+        for source in self._sources_for(worker, seat.will_hold + 1):
             yield self._pricer.fetch(worker, held, source, end_tokens)
             split = self._pricer.split(worker, held, source, end_tokens)
             if split is not None:
                 yield split
 
     def _prefill_candidates(self, pool: Pool) -> Iterator[WorkerState]:
-        now = self._pricer.now
+        if len(pool.by_bit) <= self._breadth.whole:
+            return (w for w in pool.by_bit.values() if w.worker.role.can_prefill and self._question.may_take(w))
         roles = [role for role in pool.roles if role.can_prefill]
         chosen = [*self._heads(pool, pool.idle, roles), *self._heads(pool, pool.busy, roles)]
-        yield from chosen
-        yield from self._holders(pool, chosen, roles, lambda w: self._question.fleet.queue_s(w, now))
+        chosen += [w for w in self._computing(pool) if w not in chosen]
+        return chain(chosen, self._holders(pool, chosen, roles, self._pricer.queue_s))
 
     def _decode_candidates(self, pool: Pool) -> Iterator[WorkerState]:
+        if len(pool.by_bit) <= self._breadth.whole:
+            return (w for w in pool.by_bit.values() if w.worker.role.can_decode and self._question.may_take(w))
         roles = [role for role in pool.roles if role.can_decode]
         chosen = self._heads(pool, pool.decoders, roles, self._wants_a_handover if self._pricer.reusable else None)
-        yield from chosen
-        yield from self._holders(pool, chosen, roles, lambda w: float(self._question.fleet.running(w)))
+        return chain(chosen, self._holders(pool, chosen, roles, lambda w: float(self._question.fleet.running(w))))
+
+    def _computing(self, pool: Pool) -> Iterator[WorkerState]:
+        """Workers of a pool that are computing a prefix of this prompt."""
+        for name in self._coming:
+            worker = self._question.fleet.get(name)
+            if worker is not None and worker.mask & pool.mask:
+                if worker.worker.role.can_prefill and self._question.may_take(worker):
+                    yield worker
 
     def _wants_a_handover(self, worker: WorkerState) -> bool:
         return not self._question.needs_no_prefill(worker)

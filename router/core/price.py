@@ -119,7 +119,9 @@ class Pricer:
         self.reusable = min(len(request.block_keys), reusable_blocks(request.prompt_tokens, profile.block_tokens))
         self._ways: dict[tuple[Site, Site], Way] = {}
         self._rtts_s: dict[Site, float] = {}
+        self._queues_s: dict[int, float] = {}
         self.priced = 0
+        """Preparations and handovers that were priced."""
 
     def network_s(self, worker: WorkerState) -> float:
         """From the door to a worker and back with the first token, and the overhead of any dispatch."""
@@ -135,6 +137,13 @@ class Pricer:
     def _round_s(self, there: WorkerState, back: WorkerState) -> float:
         """Half a round trip to `there`, half a one from `back`; what travels between the two is priced apart."""
         return (self._rtt_s(there.worker.site) + self._rtt_s(back.worker.site)) / 2 + self._overhead_s
+
+    def queue_s(self, worker: WorkerState) -> float:
+        """Seconds until a worker could begin this prompt; looked up once per question."""
+        known = self._queues_s.get(worker.bit)
+        if known is None:
+            known = self._queues_s[worker.bit] = self.fleet.queue_s(worker, self.now)
+        return known
 
     def way(self, source: Site, target: Site) -> Way:
         """What is believed of a link; looked up once per question."""
@@ -157,7 +166,7 @@ class Pricer:
         """What no preparation of `worker` can be quicker than: alone, or helped by a source of at most so many blocks
         whose first byte takes at least so long.
         """
-        queue_s = self.fleet.queue_s(worker, self.now)
+        queue_s = self.queue_s(worker)
         alone_s = queue_s + worker.rate.prefill_s(held * self.profile.block_tokens, end_tokens)
         if source_blocks <= held:
             return alone_s
@@ -169,12 +178,13 @@ class Pricer:
 
         `load_s`: how long it takes to bring the last of them up from a lower tier.
         """
+        self.priced += 1
         cached = min(held, self.reusable) * self.profile.block_tokens
         seconds = worker.rate.prefill_s(cached, end_tokens)
         return Preparation(
             PlanKind.LOCAL,
             worker,
-            self.fleet.queue_s(worker, self.now),
+            self.queue_s(worker),
             load_s,
             seconds,
             seconds,
@@ -185,6 +195,7 @@ class Pricer:
 
     def fetch(self, worker: WorkerState, held: int, source: Source, end_tokens: int) -> Preparation:
         """Blocks `[held, source.blocks)` come from `source` first; `worker` computes the rest."""
+        self.priced += 1
         have = min(source.blocks, self.reusable)
         moved = self._moved_bytes(have - held)
         cached = have * self.profile.block_tokens
@@ -192,7 +203,7 @@ class Pricer:
         return Preparation(
             PlanKind.FETCH,
             worker,
-            self.fleet.queue_s(worker, self.now),
+            self.queue_s(worker),
             self.transfer_s(source.state.worker.site, worker.worker.site, moved),
             seconds,
             seconds,
@@ -214,7 +225,7 @@ class Pricer:
         block_tokens = self.profile.block_tokens
         if self.profile.state_bytes or (have - held) * block_tokens < 2 * SPLIT_TOKENS_MIN:
             return None
-        queue_s = self.fleet.queue_s(worker, self.now)
+        queue_s = self.queue_s(worker)
         way = self.way(source.state.worker.site, worker.worker.site)
         meet_tokens = meeting_point(
             worker.rate,
@@ -226,6 +237,7 @@ class Pricer:
         meet = round(meet_tokens / block_tokens)
         if min(meet - held, have - meet) * block_tokens < SPLIT_TOKENS_MIN:
             return None
+        self.priced += 1
         moved = self._moved_bytes(have - meet)
         head_s = worker.rate.prefill_s(held * block_tokens, meet * block_tokens)
         tail_s = worker.rate.prefill_s(have * block_tokens, end_tokens)
@@ -249,7 +261,6 @@ class Pricer:
 
     def plan(self, prepared: Preparation, kind: PlanKind | None = None) -> Plan:
         """A preparation on the worker that decodes too: `local`, `fetch`, `split`, or `direct` if named so."""
-        self.priced += 1
         estimate = Estimate(
             network_s=self.network_s(prepared.worker),
             queue_s=prepared.queue_s,
@@ -278,7 +289,6 @@ class Pricer:
         which the link is slower than the compute, or the decode worker is busy. That worker computes the last,
         incomplete block itself.
         """
-        self.priced += 1
         shipped, ship_s, tail_s, toll_s = self._handed_over(prepared, decode, held)
         move = Move(
             kind=MoveKind.SHIP,
@@ -314,10 +324,9 @@ class Pricer:
         _, ship_s, tail_s, toll_s = self._handed_over(prepared, decode, held)
         return self._round_s(prepared.worker, decode) + prepared.score_s + tail_s + ship_s + toll_s
 
-    def _handed_over(
-        self, prepared: Preparation, decode: WorkerState, held: int
-    ) -> tuple[int, float, float, float]:
+    def _handed_over(self, prepared: Preparation, decode: WorkerState, held: int) -> tuple[int, float, float, float]:
         """Of a handover: bytes, seconds that nothing hides, the tail on the decode worker, and its tolls."""
+        self.priced += 1
         way = self.way(prepared.worker.worker.site, decode.worker.site)
         shipped = self._moved_bytes(self.reusable - min(held, self.reusable))
         sending_s = shipped * way.byte_s
@@ -325,7 +334,7 @@ class Pricer:
         ready_s = prepared.ready_s
         late_s = max(0.0, way.latency_s - ready_s)
         arrives_s = late_s + way.rtt_s / 2 + max(sending_s / self.profile.layers, sending_s - overlap_s)
-        ship_s = max(arrives_s, self.fleet.queue_s(decode, self.now) - ready_s)
+        ship_s = max(arrives_s, self.queue_s(decode) - ready_s)
         tail_s = self.tail_s(decode)
         toll_s = self._link_toll_s(prepared.worker, decode, shipped) + self._compute_toll_s(decode, tail_s)
         return shipped, ship_s, tail_s, toll_s + self.decode_toll_s(decode)

@@ -61,7 +61,18 @@ class PrefillRate:
     two. None gets negative.
     """
 
-    __slots__ = ("_a_s", "_b_s", "_level", "_moment", "_normal", "_prior", "_q_s", "_to_share", "reference_s", "samples")
+    __slots__ = (
+        "_a_s",
+        "_b_s",
+        "_level",
+        "_moment",
+        "_normal",
+        "_prior",
+        "_q_s",
+        "_to_share",
+        "reference_s",
+        "samples",
+    )
 
     RIDGE = 0.001
 
@@ -112,22 +123,36 @@ class PrefillRate:
         ridge = self.RIDGE
         pull = ridge * self._level.value
         xx, xy, xz, yy, yz, zz = self._normal
-        normal = ((xx + ridge, xy, xz), (xy, yy + ridge, yz), (xz, yz, zz + ridge))
-        right = [m + pull * p * s for m, p, s in zip(self._moment, self._prior, self._to_share, strict=True)]
-        free = [0, 1, 2]
-        while True:
-            shares = solve([[*(normal[i][j] for j in free), right[i]] for i in free])
-            if min(shares) >= 0:
-                break
-            del free[shares.index(min(shares))]
-        found = [0.0, 0.0, 0.0]
-        for i, share in zip(free, shares, strict=True):
-            found[i] = share / self._to_share[i]
-        self._believe(*found)
+        xx, yy, zz = xx + ridge, yy + ridge, zz + ridge
+        p, s, m = self._prior, self._to_share, self._moment
+        right = (m[0] + pull * p[0] * s[0], m[1] + pull * p[1] * s[1], m[2] + pull * p[2] * s[2])
+        below, further = xy / xx, xz / xx
+        yy_left, yz_left = yy - below * xy, yz - below * xz
+        second = right[1] - below * right[0]
+        third = yz_left / yy_left
+        z = (right[2] - further * right[0] - third * second) / (zz - further * xz - third * yz_left)
+        y = (second - yz_left * z) / yy_left
+        x = (right[0] - xy * y - xz * z) / xx
+        if x < 0 or y < 0 or z < 0:
+            x, y, z = _not_negative(((xx, xy, xz), (xy, yy, yz), (xz, yz, zz)), right, (x, y, z))
+        self._believe(x / s[0], y / s[1], z / s[2])
 
     def _believe(self, a_s: float, b_s: float, q_s: float) -> None:
         self._a_s, self._b_s, self._q_s = a_s, b_s, q_s
         self.reference_s = self.prefill_s(0, REFERENCE_TOKENS)
+
+
+def _not_negative(
+    normal: tuple[tuple[float, ...], ...], right: tuple[float, ...], shares: tuple[float, ...]
+) -> tuple[float, float, float]:
+    """The solution with the most negative share held at zero, and again until none is negative."""
+    free = [0, 1, 2]
+    found = list(shares)
+    while min(found) < 0:
+        del free[found.index(min(found))]
+        found = solve([[*(normal[i][j] for j in free), right[i]] for i in free])
+    held = dict(zip(free, found, strict=True))
+    return held.get(0, 0.0), held.get(1, 0.0), held.get(2, 0.0)
 
 
 def _features(cached_tokens: int, end_tokens: int) -> tuple[float, float, float]:

@@ -7,11 +7,10 @@ Rule 3: every request ends exactly once (I1). Events about requests that ended a
 Rule 4: time never goes back (I2); an event that says so is taken as of the latest time seen.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from random import Random
-
-from sortedcontainers import SortedList
+from typing import Any
 
 from .admission import Admission
 from .commands import Abandon, Cancel, Command, Dispatch, Forget, Reject, Resync
@@ -50,7 +49,7 @@ from .types import (
     Site,
     WorkerId,
 )
-from .world import CacheChange, World
+from .world import CacheChange, Measured, World
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,58 +115,57 @@ class Scheduler:
         self._observer = policy if isinstance(policy, Observing) else None
         self._random = random
         self._attempts: dict[RequestId, _Attempts] = {}
-        self._leases: SortedList[tuple[float, RequestId]] = SortedList()
         self._out: dict[WorkerId, set[RequestId]] = {}
         self._next_sweep_s: float | None = None
         self._now = 0.0
+        self._handle = self._handlers()
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Take one fact in; the answer is what is to be done about it, in order."""
         self._now = now = max(now, self._now)
-        commands = self._take_in(event, now)
+        commands = self._handle[type(event)](event)
         if self._observer is not None:
             self._observer.observe(event, commands, now)
         return commands
 
-    def _take_in(self, event: Event, now: float) -> list[Command]:  # noqa: C901 - one arm per event, no logic
-        match event:
-            case RequestArrived():
-                return self._arrived(event.request)
-            case RequestCancelled():
-                return self._cancelled(event.request_id)
-            case FirstToken():
-                return self._first_token(event)
-            case PrefillFinished():
-                return self._prefill_finished(event)
-            case RequestFinished():
-                return self._ended(event.request_id)
-            case DispatchFailed():
-                return self._dispatch_failed(event)
-            case LoadReported():
-                return self._pump() if self.fleet.report(event.report, now) else []
-            case BlocksStored() | BlocksRemoved() | CacheCleared():
-                return self._cache_changed(event)
-            case TransferFinished() | PrefillMeasured() | DecodeMeasured() | LinkMeasured():
-                self.world.learn(event, now)
-                return []
-            case WorkerJoined():
-                self.fleet.join(event.worker, now)
-                return self._pump()
-            case WorkerDraining():
-                self.fleet.drain(event.worker_id)
-                return []
-            case WorkerLost():
-                return self._worker_lost(event.worker_id, event.reason)
-            case TimerFired():
-                return self._timer_fired()
+    def _handlers(self) -> dict[type, Callable[[Any], list[Command]]]:
+        """One per event."""
+        return {
+            RequestArrived: lambda event: self._arrived(event.request),
+            RequestCancelled: lambda event: self._cancelled(event.request_id),
+            FirstToken: self._first_token,
+            PrefillFinished: self._prefill_finished,
+            RequestFinished: lambda event: self._ended(event.request_id),
+            DispatchFailed: self._dispatch_failed,
+            LoadReported: self._load_reported,
+            BlocksStored: self._cache_changed,
+            BlocksRemoved: self._cache_changed,
+            CacheCleared: self._cache_changed,
+            TransferFinished: self._measured,
+            PrefillMeasured: self._measured,
+            DecodeMeasured: self._measured,
+            LinkMeasured: self._measured,
+            WorkerJoined: self._worker_joined,
+            WorkerDraining: self._worker_draining,
+            WorkerLost: lambda event: self._worker_lost(event.worker_id, event.reason),
+            TimerFired: lambda event: self._timer_fired(),
+        }
 
     def next_timer(self) -> float | None:
         """When `TimerFired` is wanted next; None when nothing is waited for."""
-        if len(self.fleet) and self._next_sweep_s is None:
-            self._next_sweep_s = self._now + self.limits.lost_after_s / 4
-        times = [self._next_sweep_s if len(self.fleet) else None, self.admission.next_deadline_s()]
-        times.append(self._leases[0][0] if self._leases else None)
-        return min((time for time in times if time is not None), default=None)
+        due_s = None
+        if len(self.fleet):
+            if self._next_sweep_s is None:
+                self._next_sweep_s = self._now + self.limits.lost_after_s / 4
+            due_s = self._next_sweep_s
+        deadline_s = self.admission.next_deadline_s()
+        if deadline_s is not None and (due_s is None or deadline_s < due_s):
+            due_s = deadline_s
+        if self.in_flight:
+            lease_s = self._first_lease().lease_until_s
+            if due_s is None or lease_s < due_s:
+                due_s = lease_s
+        return due_s
 
     def question(self, request: Request) -> Question:
         """All that is known at this moment about where a request could go, for whoever asks without deciding."""
@@ -184,7 +182,8 @@ class Scheduler:
         assert not any(request in self.admission for request in self.in_flight), "waits and is out"
         assert len(self.fleet.ledger) <= len(self.in_flight)
         assert all(self.fleet.ledger.holds(r) is False for r in self._attempts if r not in self.in_flight)
-        assert sorted(r for _, r in self._leases) == sorted(self.in_flight)
+        leases = [flight.lease_until_s for flight in self.in_flight.values()]
+        assert leases == sorted(leases), "who was dispatched first has the first lease"
         assert {r for out in self._out.values() for r in out} == set(self.in_flight)
 
     # -- requests ------------------------------------------------------------------------------------------------
@@ -258,7 +257,6 @@ class Scheduler:
         self.fleet.charge(request.id, self.world.charge_of(decision), self._now)
         lease_until_s = self._now + self.limits.lease_s
         self.in_flight[request.id] = InFlight(decision, lease_until_s)
-        self._leases.add((lease_until_s, request.id))
         for worker in decision.plan.workers:
             self._out.setdefault(worker, set()).add(request.id)
 
@@ -267,12 +265,15 @@ class Scheduler:
         if flight is None:
             return None
         self.fleet.release(request, self._now)
-        self._leases.remove((flight.lease_until_s, request))
         for worker in flight.decision.plan.workers:
             self._out[worker].discard(request)
             if not self._out[worker]:
                 del self._out[worker]
         return flight
+
+    def _first_lease(self) -> InFlight:
+        """All leases are equally long, so the first that was given ends first."""
+        return next(iter(self.in_flight.values()))
 
     def _first_token(self, event: FirstToken) -> list[Command]:
         flight = self.in_flight.get(event.request_id)
@@ -322,6 +323,8 @@ class Scheduler:
     def _pump(self) -> list[Command]:
         """Serve those who wait, in order, as far as there is room (I7); who waited too long is told no."""
         commands = self._expire()
+        if not len(self.admission):
+            return commands
         misses = 0
         for request in self.admission:
             placed = self._place(request)
@@ -354,6 +357,21 @@ class Scheduler:
 
     # -- what workers tell ---------------------------------------------------------------------------------------
 
+    def _load_reported(self, event: LoadReported) -> list[Command]:
+        return self._pump() if self.fleet.report(event.report, self._now) else []
+
+    def _measured(self, event: Measured) -> list[Command]:
+        self.world.learn(event, self._now)
+        return []
+
+    def _worker_joined(self, event: WorkerJoined) -> list[Command]:
+        self.fleet.join(event.worker, self._now)
+        return self._pump()
+
+    def _worker_draining(self, event: WorkerDraining) -> list[Command]:
+        self.fleet.drain(event.worker_id)
+        return []
+
     def _cache_changed(self, event: CacheChange) -> list[Command]:
         contradiction = self.world.cache_changed(event)
         return [Resync(worker_id=event.worker_id, reason=contradiction)] if contradiction else []
@@ -368,8 +386,8 @@ class Scheduler:
 
     def _timer_fired(self) -> list[Command]:
         commands: list[Command] = []
-        while self._leases and self._leases[0][0] <= self._now:
-            request_id = self._leases[0][1]
+        while self.in_flight and self._first_lease().lease_until_s <= self._now:
+            request_id = self._first_lease().decision.request.id
             self._attempts.pop(request_id, None)
             self._unbook(request_id)
             commands.append(Cancel(request_id=request_id, reason=f"no end was seen in {self.limits.lease_s} s"))

@@ -48,8 +48,11 @@ class World:
     def question(self, request: Request, now: float, *, excluded: int = 0) -> Question:
         """All that is known at this moment about where a request could go; asking changes nothing."""
         profile = self.models[request.model]
-        group = tuple(name for name, other in self.models.items() if other.group == profile.group)
-        among = sum(pool.mask for name in group for pool in self.fleet.pools(name).values())
+        group = (profile.name,) if len(self.models) == 1 else self._group(profile.group)
+        among = 0
+        for name in group:
+            for pool in self.fleet.pools(name).values():
+                among |= pool.mask
         pricer = Pricer(
             request,
             profile,
@@ -62,6 +65,9 @@ class World:
         )
         levels = self.index[Tier.DEVICE].match(request.block_keys, among)
         return Question(request, profile, self.fleet, levels, pricer, excluded=excluded, group=group, tiers=self.index)
+
+    def _group(self, group: str) -> tuple[ModelName, ...]:
+        return tuple(name for name, profile in self.models.items() if profile.group == group)
 
     def blocks_needed(self, request: Request) -> int:
         """KV blocks of a request's prompt and its longest answer."""

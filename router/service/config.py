@@ -15,7 +15,7 @@ import yaml
 from msgspec import Meta
 
 from homing.router.core.errors import ConfigError
-from homing.router.core.policies import POLICIES
+from homing.router.core.policies import make_policy
 from homing.router.core.scheduler import Limits
 from homing.router.core.topology import Topology
 from homing.router.core.types import Link, ModelName, ModelProfile, Site
@@ -90,11 +90,12 @@ class ModelSection(_Section, frozen=True):
 
 
 class PolicySection(_Section, frozen=True):
-    """How plans are chosen."""
+    """How plans are chosen; `options` are those of the named policy."""
 
     name: str = "homing"
     seed: int = 0
     dollars_per_s: NotNegative = 0.0
+    options: dict[str, bool | int | float | str | None] = {}
 
 
 class PriorSection(_Section, frozen=True):
@@ -244,9 +245,10 @@ def _contradictions(config: Config) -> Iterable[str]:
         for name, count in Counter(names).items():
             if count > 1:
                 yield f"{path}: {name!r} is listed {count} times; each is listed once"
-    if config.policy.name not in POLICIES:
-        known = ", ".join(sorted(POLICIES))
-        yield f"policy.name: unknown policy {config.policy.name!r}; known are {known}"
+    try:
+        make_policy(config.policy.name, config.policy.options)
+    except ConfigError as error:
+        yield str(error)
     if config.sites:
         yield from _unknown_sites(config)
 

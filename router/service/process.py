@@ -45,7 +45,7 @@ class RouterProcess:
         self.scheduler = Scheduler(
             models=config.profiles(),
             topology=config.topology(),
-            policy=make_policy(config.policy.name),
+            policy=make_policy(config.policy.name, config.policy.options),
             random=Random(config.policy.seed),  # noqa: S311 - spreads load, keeps no secret
             site=Site(section.site),
             limits=config.limits(),

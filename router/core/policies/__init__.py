@@ -15,11 +15,11 @@ from typing import Protocol, runtime_checkable
 from ..commands import Command
 from ..errors import ConfigError
 from ..events import Event
-from ..planner import Homing
 from ..question import Question
 from ..types import Plan, Role, WorkerId
 from .dynamo_kv import DynamoKv
 from .gorgo import Gorgo
+from .homing import Homing
 from .least_loaded import LeastLoaded
 from .llm_d_p2p import LlmDP2p
 from .llm_d_precise import LlmDPrecise

@@ -20,12 +20,11 @@ def place(
     itself. `find_source` names the worker from which the chosen one gets blocks first; nobody moves any without it.
     Empty when nobody may take the request.
     """
-    alone = [worker for worker in question.prefillers() if worker.worker.role.can_decode]
-    if alone:
-        worker = pick(alone)
+    prefillers = to_prefill(question)
+    if prefillers and prefillers[0].worker.role.can_decode:
+        worker = pick(prefillers)
         return [answered(question, worker, find_source(worker) if find_source else None)]
     decoders = list(question.decoders())
-    prefillers = list(question.prefillers())
     if not decoders:
         return []
     decode = (pick_decode or pick)(decoders)
@@ -36,6 +35,12 @@ def place(
     prefill = pick(prefillers)
     plan = handed_over(question, prefill, decode, find_source(prefill) if find_source else None)
     return [] if plan is None else [plan]
+
+
+def to_prefill(question: Question) -> list[WorkerState]:
+    """Among whom a baseline picks who computes the prompt: those who do all, and where there is none, the others."""
+    prefillers = list(question.prefillers())
+    return [worker for worker in prefillers if worker.worker.role.can_decode] or prefillers
 
 
 def answered(question: Question, worker: WorkerState, source: Source | None = None) -> Plan:

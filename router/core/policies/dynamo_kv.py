@@ -95,7 +95,7 @@ class ActiveBlocks:
         self._blocks: dict[WorkerId, Counter[BlockKey]] = {}
 
     def __len__(self) -> int:
-        """How many requests are in flight."""
+        """How many requests with any full block are in flight."""
         return len(self._requests)
 
     def blocks_with(self, worker: WorkerId, keys: Sequence[BlockKey]) -> int:
@@ -112,6 +112,8 @@ class ActiveBlocks:
     def add(self, request: RequestId, workers: tuple[WorkerId, ...], keys: tuple[BlockKey, ...]) -> None:
         """A request is in flight on these workers."""
         self.release(request)
+        if not keys:
+            return
         self._requests[request] = workers, keys
         for worker in workers:
             self._blocks.setdefault(worker, Counter()).update(keys)

@@ -128,6 +128,7 @@ class Histogram:
     ) -> Prefix | None:
         """A request was sent to a worker: its blocks join the tree, its prefix counts there; None without blocks."""
         self.end(request)
+        self.expire(now)
         if not keys:
             return None
         depth, above = self.find(keys)

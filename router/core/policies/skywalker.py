@@ -8,7 +8,7 @@ from ..events import Event, WorkerJoined
 from ..fleet import WorkerState
 from ..question import Question
 from ..types import Plan, Site, WorkerId
-from .baseline import fewest_requests, place
+from .baseline import fewest_requests, place, to_prefill
 from .options import Count, Share
 from .remembered import TREE_BLOCKS_MAX, Remembered
 from .watching import gone, sent
@@ -39,7 +39,7 @@ class SkyWalker:
 
     def choose(self, question: Question, random: Random) -> list[Plan]:
         """The longest approximate prefix among those that are available; nobody while all have something pending."""
-        prefillers = list(question.prefillers())
+        prefillers = to_prefill(question)
         if prefillers and not any(_is_available(question, worker) for worker in prefillers):
             return []
         return place(question, lambda workers: self._pick(question, workers), pick_decode=fewest_requests(question))

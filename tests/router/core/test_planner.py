@@ -7,7 +7,8 @@ import pytest
 
 from homing.router.core.events import RequestArrived
 from homing.router.core.ledger import Charge
-from homing.router.core.planner import Breadth, Homing
+from homing.router.core.planner import Breadth
+from homing.router.core.policies.homing import Homing
 from homing.router.core.types import MoveKind, PlanKind, PrefillPrior, RequestId, Role, Site, WorkerId
 
 from .fleets import HERE, THERE, both_ways, busy, chain, link, load, request, scheduler, stored, worker
@@ -147,7 +148,7 @@ def test_breadth_bounds_the_candidates():
     priced = []
     for breadth in (narrow, wide):
         question = made.question(asked)
-        assert Homing(breadth).choose(question, Random(0))
+        assert Homing(breadth=breadth).choose(question, Random(0))
         priced.append(question.pricer.priced)
     assert priced[0] < priced[1] <= PRICED_MAX
 

@@ -303,5 +303,5 @@ def test_asking_prices_counts_them():
     assert pricer.priced == 0
     pricer.plan(pricer.compute(near, 0, 1601))
     pricer.remote(pricer.compute(far, 0, 1600), near, 0)
-    assert pricer.priced == 2
+    assert pricer.priced == 3, "two preparations and a handover; a plan is made of what was priced"
     assert PRIOR.q_s == 0, "the numbers of these tests assume a linear prefill"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from homing.router.core.planner import Homing
+from homing.router.core.policies.homing import Homing
 from homing.router.core.tolls import Tolls
 from homing.router.core.topology import Topology
 from homing.router.core.types import PlanKind, WorkerId

@@ -63,6 +63,14 @@ WRONG = {
     "sites: [{name: home}, {name: home}]": "sites: 'home' is listed 2 times; each is listed once",
     "models: [{name: m}, {name: m}]": "models: 'm' is listed 2 times; each is listed once",
     "policy: {name: best}": f"policy.name: unknown policy 'best'; known are {', '.join(sorted(POLICIES))}",
+    "policy: {name: gorgo, options: {queue_wait: 1}}": (
+        "policy.options.queue_wait: gorgo has no such option; known are "
+        "learn_rates, prefill_weight, queue_weight, rtt_weight, tree_blocks_max, tune"
+    ),
+    "policy: {name: gorgo, options: {queue_weight: -1}}": (
+        "policy.options.queue_weight: expected a number at least 0, got -1"
+    ),
+    "policy: {options: [1]}": "policy.options: expected `object`, got `array`",
     "sites: [{name: a}, {name: b}]": "router.site: unknown site 'home'; sites lists a, b",
     "sites: [{name: home}]\n" + LINK.format(""): "links[0].source: unknown site 'a'; sites lists home",
     "sites: [{name: home}, {name: a}]\n" + LINK.format(""): "links[0].target: unknown site 'b'; sites lists a, home",

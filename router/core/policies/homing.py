@@ -1,0 +1,133 @@
+"""Homing's own policy: the plan of least seconds among all five kinds, counting the seconds that it takes from others.
+
+On top of the search it remembers three things: which prefixes are being computed, so that siblings wait for one
+computation instead of making several; how much is asked of pools and links, whose congestion prices make long prompts
+leave for a remote pool exactly as far as that helps; and how busy prefill and decode workers are, so that roles can be
+changed when one starves. Each has a switch.
+"""
+
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Any
+
+from ..commands import Cancel, Command, Dispatch
+from ..congestion import Congestion, LinkId
+from ..events import (
+    DispatchFailed,
+    Event,
+    FirstToken,
+    PrefillFinished,
+    RequestCancelled,
+    RequestFinished,
+    WorkerJoined,
+    WorkerLost,
+)
+from ..pending import PendingPrefixes
+from ..planner import Breadth, search
+from ..question import Question
+from ..topology import Topology
+from ..types import Decision, ModelName, MoveKind, Plan, Site, WorkerId
+from .options import NotNegative
+
+
+class Homing:
+    """Choose the plan of least seconds among all five kinds.
+
+    `explains`: the best plan of each losing kind is shown beside the winner. `siblings`: a prompt may wait for a prefix
+    that is being computed. `tolls`: congestion prices of pools and links are learned. `stall` and `crowd_s`: what
+    answers that are decoded on a worker suffer from one more prompt and one more answer (`tolls.Tolls`).
+    """
+
+    name = "homing"
+
+    def __init__(
+        self,
+        *,
+        explains: bool = True,
+        siblings: bool = True,
+        tolls: bool = True,
+        stall: NotNegative = 0.05,
+        crowd_s: NotNegative = 0.002,
+        breadth: Breadth | None = None,
+    ) -> None:
+        self._explains = explains
+        self._siblings = siblings
+        self._stall = stall
+        self._crowd_s = crowd_s
+        self._breadth = breadth or Breadth()
+        self._pending = PendingPrefixes()
+        self._congestion = Congestion() if tolls else None
+        self._sites: dict[WorkerId, Site] = {}
+        self._block_tokens: dict[ModelName, int] = {}
+        self._topology: Topology | None = None
+        self._handle: dict[type, Callable[[Any], None]] = {
+            FirstToken: lambda event: self._pending.end(event.request_id),
+            PrefillFinished: lambda event: self._pending.end(event.request_id),
+            RequestFinished: lambda event: self._pending.end(event.request_id),
+            RequestCancelled: lambda event: self._pending.end(event.request_id),
+            DispatchFailed: lambda event: self._pending.end(event.request_id),
+            WorkerJoined: self._joined,
+            WorkerLost: self._lost,
+        }
+
+    def choose(self, question: Question, random: Random) -> list[Plan]:
+        """The best plan first, then the best priced of each other kind; empty when no worker may take the request."""
+        pricer = question.pricer
+        self._block_tokens[question.request.model] = question.profile.block_tokens
+        pricer.tolls.stall, pricer.tolls.crowd_s = self._stall, self._crowd_s
+        if self._congestion is not None:
+            self._topology = pricer.topology
+            self._congestion.update(pricer.tolls, pricer.now)
+        coming: dict[WorkerId, int] = {}
+        if self._siblings and len(self._pending):
+            for worker, blocks in self._pending.coming(question.request.block_keys):
+                coming[worker] = max(coming.get(worker, 0), min(blocks, pricer.reusable))
+        return search(question, breadth=self._breadth, coming=coming, explains=self._explains)
+
+    def observe(self, event: Event, commands: Sequence[Command], now: float) -> None:
+        """Remember who computes what, and what was asked of whom."""
+        handle = self._handle.get(type(event))
+        if handle is not None:
+            handle(event)
+        for command in commands:
+            if isinstance(command, Dispatch):
+                self._dispatched(command.decision)
+            elif isinstance(command, Cancel):
+                self._pending.end(command.request_id)
+
+    def loads(self) -> dict[str, float]:
+        """How much is asked of each pool and link, 1 being all that it has; empty without tolls."""
+        return {} if self._congestion is None else self._congestion.loads()
+
+    def pending(self) -> int:
+        """How many prompts are being computed."""
+        return len(self._pending)
+
+    def _joined(self, event: WorkerJoined) -> None:
+        self._sites[event.worker.id] = event.worker.site
+        if self._congestion is not None:
+            self._congestion.joined(event.worker)
+
+    def _lost(self, event: WorkerLost) -> None:
+        self._sites.pop(event.worker_id, None)
+        if self._congestion is not None:
+            self._congestion.left(event.worker_id)
+
+    def _dispatched(self, decision: Decision) -> None:
+        request, plan = decision.request, decision.plan
+        if self._siblings and all(move.kind is MoveKind.SHIP for move in plan.moves):
+            # Who waits for blocks from elsewhere is overtaken by those behind it: they cannot count on its prefix.
+            held = plan.estimate.hit_tokens // self._block_tokens[request.model]
+            self._pending.begin(request.id, plan.prefill, request.block_keys, held, len(request.block_keys))
+        if self._congestion is not None:
+            self._congestion.dispatched(decision, self._link_s(plan))
+
+    def _link_s(self, plan: Plan) -> dict[LinkId, float]:
+        """Seconds of whole links that the plan's moves take."""
+        asked: dict[LinkId, float] = {}
+        for move in plan.moves:
+            source, target = self._sites.get(move.source), self._sites.get(move.target)
+            if source is not None and target is not None and self._topology is not None:
+                seconds = move.bytes / self._topology.rate(source, target).bytes_per_s
+                asked[source, target] = asked.get((source, target), 0.0) + seconds
+        return asked
