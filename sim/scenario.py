@@ -216,7 +216,7 @@ def load_scenario(path: Path) -> Scenario:
 def parse_scenario(data: object, *, where: str = "scenario") -> Scenario:
     """Check what a file holds; `where` begins every error."""
     try:
-        scenario = msgspec.convert(data, type=Scenario)
+        scenario = msgspec.convert(data, type=Scenario, strict=False)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{where}: {error}") from error
     for problem in _contradictions(scenario):

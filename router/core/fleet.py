@@ -19,7 +19,7 @@ from .types import LoadReport, ModelName, RequestId, Role, Site, Worker, WorkerI
 
 DECODE_STEP_PRIOR_S = 0.05
 
-_Rank = tuple[float, int]
+_Rank = tuple[float, int, int]
 
 
 @dataclass(slots=True, eq=False)
@@ -64,14 +64,14 @@ class Pool:
 
     def prefillers(self) -> Iterator[WorkerState]:
         """Idle workers by speed, then busy ones by when they would be done with a reference prompt."""
-        for _, bit in self.idle:
+        for *_, bit in self.idle:
             yield self.by_bit[bit]
-        for _, bit in self.busy:
+        for *_, bit in self.busy:
             yield self.by_bit[bit]
 
     def least_decoding(self) -> Iterator[WorkerState]:
         """Workers that decode, those with the fewest requests first."""
-        for _, bit in self.decoders:
+        for *_, bit in self.decoders:
             yield self.by_bit[bit]
 
 
@@ -209,7 +209,7 @@ class Fleet:
     def can_answer(self, model: ModelName, blocks: int) -> bool:
         """Whether any worker that decodes has room: without one there is no plan, and no need to look for it."""
         for pool in self.pools(model).values():
-            for _, bit in pool.decoders:
+            for *_, bit in pool.decoders:
                 if self.has_room(pool.by_bit[bit], blocks):
                     return True
         return False
@@ -277,7 +277,8 @@ class Fleet:
         if not full:
             busy = self._is_busy(state)
             begin_s = self._free_at_s(state) if busy else 0.0
-            rank = (pool.busy if busy else pool.idle, (begin_s + state.rate.reference_s, state.bit))
+            running = state.account.running + state.foreign_requests
+            rank = (pool.busy if busy else pool.idle, (begin_s + state.rate.reference_s, running, state.bit))
         before = state.prefill_rank
         if rank is not None and before is not None and rank[0] is before[0] and rank[1] == before[1]:
             return
@@ -288,7 +289,7 @@ class Fleet:
         state.prefill_rank = rank
 
     def _rerank_decode(self, pool: Pool, state: WorkerState, *, full: bool) -> None:
-        rank = None if full else (float(state.account.running + state.foreign_requests), state.bit)
+        rank = None if full else (float(state.account.running + state.foreign_requests), 0, state.bit)
         if rank != state.decode_rank:
             if state.decode_rank is not None:
                 pool.decoders.remove(state.decode_rank)

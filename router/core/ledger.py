@@ -65,7 +65,7 @@ class Account:
         head_s = next(iter(self.jobs.values()))[0]
         head_left_s = head_s - (now - self.head_since_s)
         behind_s = self.queued_s - head_s
-        return (head_left_s if head_left_s > 0.0 else 0.0) + (behind_s if behind_s > 0.0 else 0.0)
+        return (max(0.0, head_left_s)) + (max(0.0, behind_s))
 
     def add(self, request: RequestId, seconds: float, tokens: int, now: float) -> None:
         """Promise a prefill."""

@@ -226,6 +226,7 @@ class _Search:
             return (w for w in pool.by_bit.values() if w.worker.role.can_prefill and self._question.may_take(w))
         roles = [role for role in pool.roles if role.can_prefill]
         chosen = [*self._heads(pool, pool.idle, roles), *self._heads(pool, pool.busy, roles)]
+        chosen += [w for w in self._heads(pool, pool.decoders, roles) if w not in chosen]
         chosen += [w for w in self._computing(pool) if w not in chosen]
         return chain(chosen, self._holders(pool, chosen, roles, self._pricer.queue_s))
 
@@ -250,7 +251,7 @@ class _Search:
     def _heads(
         self,
         pool: Pool,
-        rank: "SortedList[tuple[float, int]]",
+        rank: "SortedList[tuple[float, int, int]]",
         roles: list[Role],
         fits: Callable[[WorkerState], bool] | None = None,
     ) -> list[WorkerState]:
@@ -261,7 +262,7 @@ class _Search:
         found: list[WorkerState] = []
         wanted = dict.fromkeys(roles, self._breadth.ranked)
         room = False
-        for looked_at, (_, bit) in enumerate(rank):
+        for looked_at, (*_, bit) in enumerate(rank):
             if not wanted or (room and looked_at >= self._breadth.scan):
                 break
             worker = pool.by_bit[bit]
@@ -299,7 +300,7 @@ class _Search:
         if mask.bit_count() <= self._breadth.scan:
             return [pool.by_bit[bit] for bit in iter_bits(mask)]
         ranks = (pool.idle, pool.busy, pool.decoders)
-        first = {bit for rank in ranks for _, bit in rank.islice(0, self._breadth.scan) if mask >> bit & 1}
+        first = {bit for rank in ranks for *_, bit in rank.islice(0, self._breadth.scan) if mask >> bit & 1}
         return [pool.by_bit[bit] for bit in sorted(first) or islice(iter_bits(mask), self._breadth.scan)]
 
     def _find_sources(self) -> list[Source]:

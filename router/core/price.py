@@ -190,7 +190,7 @@ class Pricer:
             seconds,
             cached,
             end_tokens - cached if end_tokens > cached else 0,
-            self._compute_toll_s(worker, seconds),
+            self._compute_toll_s(worker, seconds) + self._place_toll_s(worker, held, end_tokens),
         )
 
     def fetch(self, worker: WorkerState, held: int, source: Source, end_tokens: int) -> Preparation:
@@ -209,7 +209,9 @@ class Pricer:
             seconds,
             cached,
             end_tokens - cached if end_tokens > cached else 0,
-            self._compute_toll_s(worker, seconds) + self._link_toll_s(source.state, worker, moved),
+            self._compute_toll_s(worker, seconds)
+            + self._place_toll_s(worker, held, end_tokens)
+            + self._link_toll_s(source.state, worker, moved),
             source.state,
             held,
             have,
@@ -252,7 +254,9 @@ class Pricer:
             head_s + tail_s,
             hit_tokens,
             max(0, end_tokens - hit_tokens),
-            self._compute_toll_s(worker, head_s + tail_s) + self._link_toll_s(source.state, worker, moved),
+            self._compute_toll_s(worker, head_s + tail_s)
+            + self._place_toll_s(worker, held, end_tokens)
+            + self._link_toll_s(source.state, worker, moved),
             source.state,
             meet,
             have,
@@ -337,6 +341,7 @@ class Pricer:
         ship_s = max(arrives_s, self.queue_s(decode) - ready_s)
         tail_s = self.tail_s(decode)
         toll_s = self._link_toll_s(prepared.worker, decode, shipped) + self._compute_toll_s(decode, tail_s)
+        toll_s += self._place_toll_s(decode, held, self.request.prompt_tokens)
         return shipped, ship_s, tail_s, toll_s + self.decode_toll_s(decode)
 
     def tail_s(self, decode: WorkerState) -> float:
@@ -355,6 +360,10 @@ class Pricer:
 
     def _compute_toll_s(self, worker: WorkerState, seconds: float) -> float:
         return self.tolls.compute_s(worker.worker.id, seconds, self.fleet.running(worker))
+
+    def _place_toll_s(self, worker: WorkerState, held: int, end_tokens: int) -> float:
+        """Whatever a worker does not hold yet takes a place in its cache, computed or moved."""
+        return self.tolls.place_s(worker.worker.id, end_tokens - held * self.profile.block_tokens)
 
     def _link_toll_s(self, source: WorkerState, target: WorkerState, moved_bytes: int) -> float:
         return self.tolls.link_s(self.topology, source.worker.site, target.worker.site, moved_bytes)

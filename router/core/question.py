@@ -56,7 +56,7 @@ class Question:
             held = 0
             for level in self.levels if len(self.levels) <= FEW_LEVELS else self._from(bit):
                 if level.holders >> bit & 1:
-                    held = level.depth if level.depth < self.pricer.reusable else self.pricer.reusable
+                    held = min(self.pricer.reusable, level.depth)
                     break
             self._held[bit] = held
         return held

@@ -26,6 +26,7 @@ class Tolls:
         self.stall = stall
         self.crowd_s = crowd_s
         self._worker: dict[WorkerId, float] = {}
+        self._place: dict[WorkerId, float] = {}
         self._link: dict[tuple[Site, Site], float] = {}
 
     def set_worker(self, worker: WorkerId, price: float) -> None:
@@ -33,9 +34,19 @@ class Tolls:
         assert price >= 0, price
         self._worker[worker] = price
 
+    def set_place(self, worker: WorkerId, price_s: float) -> None:
+        """Seconds that others lose by each token that is put into this worker's cache (0: it has room)."""
+        assert price_s >= 0, price_s
+        self._place[worker] = price_s
+
+    def place_s(self, worker: WorkerId, tokens: int) -> float:
+        """The toll on places in a cache."""
+        return self._place.get(worker, 0.0) * tokens
+
     def forget_worker(self, worker: WorkerId) -> None:
         """The worker is gone, and its price with it."""
         self._worker.pop(worker, None)
+        self._place.pop(worker, None)
 
     def set_link(self, source: Site, target: Site, price: float) -> None:
         """Seconds that one second of this link's whole capacity takes from others."""

@@ -7,12 +7,15 @@ changed when one starves. Each has a switch.
 """
 
 from collections.abc import Callable, Sequence
+from math import inf
 from random import Random
 from typing import Any
 
 from ..commands import Cancel, Command, Dispatch
 from ..congestion import Congestion, LinkId
 from ..events import (
+    BlocksRemoved,
+    BlocksStored,
     DispatchFailed,
     Event,
     FirstToken,
@@ -25,8 +28,10 @@ from ..events import (
 from ..pending import PendingPrefixes
 from ..planner import Breadth, search
 from ..question import Question
+from ..rates import REFERENCE_TOKENS
+from ..space import CacheSpace
 from ..topology import Topology
-from ..types import Decision, ModelName, MoveKind, Plan, Site, WorkerId
+from ..types import Decision, ModelName, MoveKind, Plan, Site, Tier, WorkerId
 from .options import NotNegative
 
 
@@ -46,8 +51,9 @@ class Homing:
         explains: bool = True,
         siblings: bool = True,
         tolls: bool = True,
-        stall: NotNegative = 0.05,
-        crowd_s: NotNegative = 0.002,
+        stall: NotNegative = 0.02,
+        crowd_s: NotNegative = 0.01,
+        place: NotNegative = 1.0,
         breadth: Breadth | None = None,
     ) -> None:
         self._explains = explains
@@ -55,10 +61,15 @@ class Homing:
         self._stall = stall
         self._crowd_s = crowd_s
         self._breadth = breadth or Breadth()
+        self._place = place
+        self._space = CacheSpace()
+        self._places_s = -inf
         self._pending = PendingPrefixes()
         self._congestion = Congestion() if tolls else None
         self._sites: dict[WorkerId, Site] = {}
         self._block_tokens: dict[ModelName, int] = {}
+        self._block_size = 0
+        self._now = 0.0
         self._topology: Topology | None = None
         self._handle: dict[type, Callable[[Any], None]] = {
             FirstToken: lambda event: self._pending.end(event.request_id),
@@ -66,6 +77,8 @@ class Homing:
             RequestFinished: lambda event: self._pending.end(event.request_id),
             RequestCancelled: lambda event: self._pending.end(event.request_id),
             DispatchFailed: lambda event: self._pending.end(event.request_id),
+            BlocksStored: self._stored,
+            BlocksRemoved: self._removed,
             WorkerJoined: self._joined,
             WorkerLost: self._lost,
         }
@@ -78,6 +91,8 @@ class Homing:
         if self._congestion is not None:
             self._topology = pricer.topology
             self._congestion.update(pricer.tolls, pricer.now)
+        if self._place and pricer.now - self._places_s > 1.0:
+            self._price_places(question)
         coming: dict[WorkerId, int] = {}
         if self._siblings and len(self._pending):
             for worker, blocks in self._pending.coming(question.request.block_keys):
@@ -86,6 +101,7 @@ class Homing:
 
     def observe(self, event: Event, commands: Sequence[Command], now: float) -> None:
         """Remember who computes what, and what was asked of whom."""
+        self._now = now
         handle = self._handle.get(type(event))
         if handle is not None:
             handle(event)
@@ -103,8 +119,24 @@ class Homing:
         """How many prompts are being computed."""
         return len(self._pending)
 
+    def _price_places(self, question: Question) -> None:
+        self._places_s = now = question.pricer.now
+        for state in question.fleet:
+            uses = self._space.uses_per_token(state.worker.id, now)
+            token_s = state.rate.reference_s / REFERENCE_TOKENS
+            question.pricer.tolls.set_place(state.worker.id, self._place * uses * token_s)
+
+    def _stored(self, event: BlocksStored) -> None:
+        if event.tier is Tier.DEVICE:
+            self._space.inserted(len(event.keys) * self._block_size)
+
+    def _removed(self, event: BlocksRemoved) -> None:
+        if event.tier is Tier.DEVICE:
+            self._space.evicted(event.worker_id, self._now)
+
     def _joined(self, event: WorkerJoined) -> None:
         self._sites[event.worker.id] = event.worker.site
+        self._block_size = event.worker.block_tokens
         if self._congestion is not None:
             self._congestion.joined(event.worker)
 
@@ -115,6 +147,7 @@ class Homing:
 
     def _dispatched(self, decision: Decision) -> None:
         request, plan = decision.request, decision.plan
+        self._space.hit(plan.estimate.hit_tokens)
         if self._siblings and all(move.kind is MoveKind.SHIP for move in plan.moves):
             # Who waits for blocks from elsewhere is overtaken by those behind it: they cannot count on its prefix.
             held = plan.estimate.hit_tokens // self._block_tokens[request.model]

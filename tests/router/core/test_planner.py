@@ -28,8 +28,8 @@ def losses(spread, shape):
     found = []
     for seed in range(WORLDS):
         world = random_world(seed, sites=sites, per_site=per_site, spread=spread)
-        best_s = min((plan.estimate.score_s for plan in every_plan(world.question())), default=None)
         plans = choose(world)
+        best_s = min((plan.estimate.score_s for plan in every_plan(world.question())), default=None)
         assert bool(plans) == (best_s is not None), f"seed {seed}: no request waits beside room (I7)"
         if plans:
             assert plans[0].estimate.score_s >= best_s - 1e-9, f"seed {seed}: brute force missed a plan"

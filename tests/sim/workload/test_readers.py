@@ -16,7 +16,7 @@ from homing.sim.workload.qwen import read_qwen
 from homing.sim.workload.tracefile import ReadCounts
 
 ROOT = Path(__file__).resolve().parents[3]
-EXCERPT = ROOT / "examples" / "traces" / "conversation-10min.jsonl.gz"
+EXCERPT = ROOT / "sim" / "scenarios" / "traces" / "conversation-10min.jsonl.gz"
 TRACES = ROOT.parent / "shared" / "traces"
 GOOD = {"timestamp": 1500, "input_length": 1100, "output_length": 7, "hash_ids": [4, 5, 6]}
 

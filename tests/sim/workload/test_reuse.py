@@ -19,7 +19,7 @@ from homing.sim.workload.reuse import (
 )
 
 ROOT = Path(__file__).resolve().parents[3]
-EXCERPT = ROOT / "examples" / "traces" / "conversation-10min.jsonl.gz"
+EXCERPT = ROOT / "sim" / "scenarios" / "traces" / "conversation-10min.jsonl.gz"
 WHOLE = ROOT.parent / "shared" / "traces" / "conversation_trace.jsonl"
 BLOCK = 4
 

@@ -22,7 +22,7 @@ from homing.sim.workload.tracefile import ReadCounts
 from homing.sim.workload.write import write_mooncake
 
 ROOT = Path(__file__).resolve().parents[3]
-EXAMPLES = ROOT / "examples" / "traces"
+EXAMPLES = ROOT / "sim" / "scenarios" / "traces"
 TRACE = {"kind": "mooncake", "path": "conversation-10min.jsonl.gz"}
 
 
