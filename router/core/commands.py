@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .types import Decision, RejectReason, RequestId, WorkerId
+from .types import Decision, RejectReason, RequestId, Role, WorkerId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,4 +55,13 @@ class Resync:
     reason: str
 
 
-Command = Dispatch | Cancel | Abandon | Reject | Forget | Resync
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeRole:
+    """A worker would do more good in another role: drain it, and let it join anew. Who cannot, may ignore it."""
+
+    worker_id: WorkerId
+    role: Role
+    reason: str
+
+
+Command = Dispatch | Cancel | Abandon | Reject | Forget | Resync | ChangeRole

@@ -95,8 +95,8 @@ class Congestion:
                 load.capacity = 1
             load.asked_s += seconds
 
-    def update(self, tolls: Tolls, now: float) -> None:
-        """Put new prices where loads have moved; at most once in `period_s`."""
+    def update(self, tolls: Tolls | None, now: float) -> None:
+        """Bring the loads up to date, at most once in `period_s`, and put new prices where they have moved."""
         if self._updated_s is None:
             self._updated_s = now
         lasted_s = now - self._updated_s
@@ -108,11 +108,14 @@ class Congestion:
             load.advance(lasted_s, self._memory_s)
             if load.has_moved():
                 moved.add(pool)
+        for load in self._links.values():
+            load.advance(lasted_s, self._memory_s)
+        if tolls is None:
+            return
         for worker, pool in self._pool_of.items():
             if pool in moved:
                 tolls.set_worker(worker, price_of(self._pools[pool].value))
         for (source, target), load in self._links.items():
-            load.advance(lasted_s, self._memory_s)
             if load.has_moved():
                 tolls.set_link(source, target, price_of(load.value))
 

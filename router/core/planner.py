@@ -241,9 +241,10 @@ class _Search:
         """Workers of a pool that are computing a prefix of this prompt."""
         for name in self._coming:
             worker = self._question.fleet.get(name)
-            if worker is not None and worker.mask & pool.mask:
-                if worker.worker.role.can_prefill and self._question.may_take(worker):
-                    yield worker
+            if worker is None or not worker.mask & pool.mask or not worker.worker.role.can_prefill:
+                continue
+            if self._question.may_take(worker):
+                yield worker
 
     def _wants_a_handover(self, worker: WorkerState) -> bool:
         return not self._question.needs_no_prefill(worker)

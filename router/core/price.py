@@ -18,6 +18,10 @@ SETUP_ROUND_TRIPS = 3.0
 """Asking the source for an offer, connecting to its data plane, presenting the ticket until the first byte comes."""
 
 
+PASS_TOKENS = 8192
+"""Prompt tokens that an engine computes in one pass: prompts at a queue's end share one, and end together."""
+
+
 SPLIT_TOKENS_MIN = 128
 """A split must let each side contribute this much: with less, what is won is lost again to the passes that it needs."""
 
@@ -359,7 +363,12 @@ class Pricer:
         return self.tolls.decode_s(self.fleet.running(worker))
 
     def _compute_toll_s(self, worker: WorkerState, seconds: float) -> float:
-        return self.tolls.compute_s(worker.worker.id, seconds, self.fleet.running(worker))
+        account = worker.account
+        toll_s = self.tolls.compute_s(worker.worker.id, seconds, account.running + worker.foreign_requests)
+        if account.jobs and self.tolls.together:
+            beside = len(account.jobs) * min(1.0, PASS_TOKENS / max(1, account.queued_tokens))
+            toll_s += self.tolls.together_s(min(seconds, worker.rate.prefill_s(0, PASS_TOKENS)), beside)
+        return toll_s
 
     def _place_toll_s(self, worker: WorkerState, held: int, end_tokens: int) -> float:
         """Whatever a worker does not hold yet takes a place in its cache, computed or moved."""

@@ -13,7 +13,7 @@ from random import Random
 from typing import Any
 
 from .admission import Admission
-from .commands import Abandon, Cancel, Command, Dispatch, Forget, Reject, Resync
+from .commands import Abandon, Cancel, ChangeRole, Command, Dispatch, Forget, Reject, Resync
 from .events import (
     BlocksRemoved,
     BlocksStored,
@@ -35,7 +35,7 @@ from .events import (
     WorkerJoined,
     WorkerLost,
 )
-from .policies import Observing, Policy
+from .policies import Observing, Policy, Rebalancing
 from .question import Question
 from .tolls import Tolls
 from .topology import Topology
@@ -66,6 +66,8 @@ class Limits:
     """Silence after which a worker is given up."""
     lease_s: float = 900.0
     """How long a request may be out before its booking is taken back."""
+    reject_early: bool = False
+    """Whether a request whose deadline cannot be met, as far as can be foreseen, is told no before it takes anything."""
     retry_after_s: float = 1.0
     """What a sender who is told no is asked to wait."""
 
@@ -226,6 +228,10 @@ class Scheduler:
         if chosen is None:
             return []
         plans, priced = chosen
+        late_s = self._late_by_s(request, plans[0])
+        if late_s > 0:
+            detail = f"its first token is foreseen {late_s:.1f} s after its deadline, whoever computes it"
+            return self._give_up(request, RejectReason.TOO_LATE, detail, late_s)
         attempts = self._attempts.setdefault(request.id, _Attempts())
         attempts.count += 1
         decision = Decision(
@@ -239,6 +245,12 @@ class Scheduler:
         )
         self._book(decision)
         return [Dispatch(decision=decision)]
+
+    def _late_by_s(self, request: Request, plan: Plan) -> float:
+        """By how much a plan would miss the deadline; a request that has been answered in part goes on."""
+        if not self.limits.reject_early or request.ttft_deadline_s is None or request.id in self._attempts:
+            return 0.0
+        return self._now + plan.estimate.ttft_s - request.ttft_deadline_s
 
     def _choose(self, request: Request) -> tuple[list[Plan], int] | None:
         """Ask the policy, first without the workers that failed this request, then, if nobody is left, with them."""
@@ -394,6 +406,9 @@ class Scheduler:
         if self._next_sweep_s is not None and self._next_sweep_s <= self._now:
             self._next_sweep_s = self._now + self.limits.lost_after_s / 4
             commands += self._sweep()
+            if isinstance(self.policy, Rebalancing):
+                wishes = self.policy.wishes(self._now)
+                commands += [ChangeRole(worker_id=name, role=role, reason=why) for name, role, why in wishes]
         return [*commands, *self._pump()]
 
     def _sweep(self) -> list[Command]:

@@ -20,8 +20,11 @@ class Tolls:
     already, in seconds. Both are 0 for a planner that cares for first tokens alone.
     """
 
-    def __init__(self, *, dollars_per_s: float = 0.0, stall: float = 0.0, crowd_s: float = 0.0) -> None:
-        assert stall >= 0 and crowd_s >= 0, (stall, crowd_s)
+    def __init__(
+        self, *, dollars_per_s: float = 0.0, stall: float = 0.0, crowd_s: float = 0.0, together: float = 0.0
+    ) -> None:
+        assert stall >= 0 and crowd_s >= 0 and together >= 0, (stall, crowd_s, together)
+        self.together = together
         self._dollars_per_s = dollars_per_s
         self.stall = stall
         self.crowd_s = crowd_s
@@ -65,6 +68,10 @@ class Tolls:
         """The toll on compute: of those who want the worker's time, and of the answers that stall meanwhile."""
         price = self._worker.get(worker, 0.0) + self.stall * decoding
         return price * seconds
+
+    def together_s(self, pass_s: float, prompts: float) -> float:
+        """The toll of sharing a pass: so many prompts could have ended sooner, by at most the time of one pass."""
+        return self.together * pass_s * prompts
 
     def decode_s(self, decoding: int) -> float:
         """The toll of one more answer beside so many."""

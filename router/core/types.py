@@ -71,6 +71,8 @@ class RejectReason(StrEnum):
     NO_WORKER = "no_worker"
     QUEUE_FULL = "queue_full"
     DEADLINE_PASSED = "deadline_passed"
+    TOO_LATE = "too_late"
+    """Nobody could give the first token before the deadline, as far as can be foreseen."""
     RETRIES_SPENT = "retries_spent"
 
 

@@ -17,7 +17,6 @@ from msgspec import Meta
 from homing.router.core.errors import ConfigError
 from homing.router.core.policies import make_policy
 from homing.router.core.scheduler import Limits
-from homing.router.core.topology import Topology
 from homing.router.core.types import Link, ModelName, ModelProfile, Site
 
 Positive = Annotated[float, Meta(gt=0, le=1e18)]
@@ -45,10 +44,12 @@ class RouterSection(_Section, frozen=True):
     retries_max: Annotated[int, Meta(ge=0, le=20)] = 3
     lost_after_s: Positive = 5.0
     lease_s: Positive = 900.0
+    reject_early: bool = False
     request_timeout_s: Positive = 600.0
     first_token_timeout_s: Positive = 300.0
     drain_s: NotNegative = 30.0
     decisions_kept: Count = 10_000
+    journal: Annotated[str, Meta(min_length=1)] | None = None
     log: Literal["console", "json"] = "console"
 
 
@@ -152,9 +153,9 @@ class Config(_Section, frozen=True):
         known = ", ".join(section.id for section in self.workers) or "none"
         raise ConfigError(f"workers: no worker has the id {worker_id!r}; known are {known}")
 
-    def topology(self) -> Topology:
-        """The links as the core believes them."""
-        return Topology(link for section in self.links for link in _links(section))
+    def directions(self) -> list[Link]:
+        """The links as the core believes them at first, one direction each."""
+        return [link for section in self.links for link in _links(section)]
 
     def limits(self) -> Limits:
         """The core's bounds."""
@@ -163,6 +164,7 @@ class Config(_Section, frozen=True):
             retries_max=self.router.retries_max,
             lost_after_s=self.router.lost_after_s,
             lease_s=self.router.lease_s,
+            reject_early=self.router.reject_early,
         )
 
     def model(self, name: str) -> ModelSection | None:

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from homing.router.core.commands import Abandon, Cancel, Command, Dispatch, Forget, Reject, Resync
+from homing.router.core.commands import Abandon, Cancel, ChangeRole, Command, Dispatch, Forget, Reject, Resync
 from homing.router.core.events import Event, RequestArrived, RequestCancelled, TimerFired
 from homing.router.core.scheduler import Scheduler
 from homing.router.core.types import Request, RequestId
@@ -26,7 +26,7 @@ class Driver:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
-        self.on_worker: Callable[[Forget | Resync], None] = lambda command: log.warning("%s", command)
+        self.on_worker: Callable[[Forget | Resync | ChangeRole], None] = lambda command: log.warning("%s", command)
         self._mailboxes: dict[RequestId, asyncio.Queue[RequestCommand]] = {}
         self._observers: list[Observer] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -91,7 +91,7 @@ class Driver:
             self._timer.cancel()
 
     def _pass_on(self, command: Command) -> None:
-        if isinstance(command, Forget | Resync):
+        if isinstance(command, Forget | Resync | ChangeRole):
             self.on_worker(command)
             return
         request = command.decision.request.id if isinstance(command, Dispatch) else command.request_id

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from homing.router.core.commands import Forget, Resync
+from homing.router.core.commands import ChangeRole, Forget, Resync
 from homing.router.core.errors import RequestError
 from homing.router.core.events import CacheCleared, LoadReported, WorkerDraining, WorkerJoined, WorkerLost
 from homing.router.core.types import ModelName, ModelProfile, Worker, WorkerId
@@ -189,10 +189,12 @@ class KvEventsService(KvEventsServicer):
 def route_worker_commands(driver: Driver, fleet: FleetService, kv_events: KvEventsService) -> None:
     """Bring the core's commands about workers to where they are carried out."""
 
-    def carry_out(command: Forget | Resync) -> None:
+    def carry_out(command: Forget | Resync | ChangeRole) -> None:
         if isinstance(command, Forget):
             log.warning("worker %s is given up: %s", command.worker_id, command.reason)
             fleet.forget(command.worker_id)
+        elif isinstance(command, ChangeRole):
+            log.warning("worker %s should become a %s worker: %s", command.worker_id, command.role, command.reason)
         else:
             log.error("worker %s contradicts itself: %s", command.worker_id, command.reason)
             kv_events.ask_anew(command)

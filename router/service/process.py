@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from pathlib import Path
 from random import Random
 
 import grpc
@@ -9,9 +10,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from homing.router.core.errors import ConfigError
-from homing.router.core.policies import make_policy
-from homing.router.core.scheduler import Scheduler
-from homing.router.core.tolls import Tolls
+from homing.router.core.journal import Header
 from homing.router.core.types import ModelName, Site
 
 from .config import Config
@@ -21,6 +20,7 @@ from .membership import FleetService, KvEventsService, route_worker_commands
 from .metrics import Metrics
 from .ops import OpsServer
 from .prompts import Intake
+from .recorder import Recorder
 from .server import RouterService
 from .text import CodecOf
 from .wire import (
@@ -42,21 +42,27 @@ class RouterProcess:
     def __init__(self, config: Config, codec_of: CodecOf) -> None:
         self._config = config
         section = config.router
-        self.scheduler = Scheduler(
-            models=config.profiles(),
-            topology=config.topology(),
-            policy=make_policy(config.policy.name, config.policy.options),
-            random=Random(config.policy.seed),  # noqa: S311 - spreads load, keeps no secret
+        random = Random(config.policy.seed)  # noqa: S311 - spreads load, keeps no secret
+        made = Header(
+            models=tuple(config.profiles()),
+            links=tuple(config.directions()),
             site=Site(section.site),
+            policy=config.policy.name,
+            options=config.policy.options,
             limits=config.limits(),
-            tolls=Tolls(dollars_per_s=config.policy.dollars_per_s),
+            dollars_per_s=config.policy.dollars_per_s,
+            random_state=random.getstate(),
         )
+        self.scheduler = made.scheduler(random)
+        self._recorder = None if section.journal is None else Recorder(Path(section.journal), made, self.scheduler)
         self.driver = Driver(self.scheduler)
         self.workers = Workers(self.scheduler.world.site)
         self.metrics = Metrics(self.scheduler)
         journal = DecisionJournal(section.decisions_kept)
         self.driver.observe(self.metrics)
         self.driver.observe(journal)
+        if self._recorder is not None:
+            self.driver.observe(self._recorder)
         models = self.scheduler.models
         intake = Intake(
             profile=lambda name: models.get(ModelName(name)), codec_of=codec_of, known=lambda: sorted(models)
@@ -126,6 +132,8 @@ class RouterProcess:
         self.driver.stop()
         await self._ops.close()
         await self.workers.close()
+        if self._recorder is not None:
+            self._recorder.close()
 
     def _not_ready_because(self) -> str:
         if self._router.draining:

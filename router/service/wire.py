@@ -73,6 +73,7 @@ STATUS: dict[RejectReason, grpc.StatusCode] = {
     RejectReason.NO_WORKER: grpc.StatusCode.UNAVAILABLE,
     RejectReason.QUEUE_FULL: grpc.StatusCode.RESOURCE_EXHAUSTED,
     RejectReason.DEADLINE_PASSED: grpc.StatusCode.DEADLINE_EXCEEDED,
+    RejectReason.TOO_LATE: grpc.StatusCode.RESOURCE_EXHAUSTED,
     RejectReason.RETRIES_SPENT: grpc.StatusCode.UNAVAILABLE,
 }
 

@@ -19,6 +19,7 @@ from ..events import (
     DispatchFailed,
     Event,
     FirstToken,
+    LoadReported,
     PrefillFinished,
     RequestCancelled,
     RequestFinished,
@@ -29,9 +30,10 @@ from ..pending import PendingPrefixes
 from ..planner import Breadth, search
 from ..question import Question
 from ..rates import REFERENCE_TOKENS
+from ..rebalance import RoleBalance
 from ..space import CacheSpace
 from ..topology import Topology
-from ..types import Decision, ModelName, MoveKind, Plan, Site, Tier, WorkerId
+from ..types import Decision, ModelName, MoveKind, Plan, Role, Site, Tier, WorkerId
 from .options import NotNegative
 
 
@@ -51,9 +53,11 @@ class Homing:
         explains: bool = True,
         siblings: bool = True,
         tolls: bool = True,
+        rebalance: bool = True,
         stall: NotNegative = 0.02,
-        crowd_s: NotNegative = 0.01,
+        crowd_s: NotNegative = 0.005,
         place: NotNegative = 1.0,
+        together: NotNegative = 0.5,
         breadth: Breadth | None = None,
     ) -> None:
         self._explains = explains
@@ -62,10 +66,13 @@ class Homing:
         self._crowd_s = crowd_s
         self._breadth = breadth or Breadth()
         self._place = place
+        self._together = together
         self._space = CacheSpace()
         self._places_s = -inf
         self._pending = PendingPrefixes()
-        self._congestion = Congestion() if tolls else None
+        self._congestion = Congestion()
+        self._tolls = tolls
+        self._balance = RoleBalance() if rebalance else None
         self._sites: dict[WorkerId, Site] = {}
         self._block_tokens: dict[ModelName, int] = {}
         self._block_size = 0
@@ -79,6 +86,7 @@ class Homing:
             DispatchFailed: lambda event: self._pending.end(event.request_id),
             BlocksStored: self._stored,
             BlocksRemoved: self._removed,
+            LoadReported: self._reported,
             WorkerJoined: self._joined,
             WorkerLost: self._lost,
         }
@@ -88,9 +96,9 @@ class Homing:
         pricer = question.pricer
         self._block_tokens[question.request.model] = question.profile.block_tokens
         pricer.tolls.stall, pricer.tolls.crowd_s = self._stall, self._crowd_s
-        if self._congestion is not None:
-            self._topology = pricer.topology
-            self._congestion.update(pricer.tolls, pricer.now)
+        pricer.tolls.together = self._together
+        self._topology = pricer.topology
+        self._congestion.update(pricer.tolls if self._tolls else None, pricer.now)
         if self._place and pricer.now - self._places_s > 1.0:
             self._price_places(question)
         coming: dict[WorkerId, int] = {}
@@ -112,8 +120,12 @@ class Homing:
                 self._pending.end(command.request_id)
 
     def loads(self) -> dict[str, float]:
-        """How much is asked of each pool and link, 1 being all that it has; empty without tolls."""
-        return {} if self._congestion is None else self._congestion.loads()
+        """How much is asked of each pool and link, 1 being all that it has."""
+        return self._congestion.loads()
+
+    def wishes(self, now: float) -> list[tuple[WorkerId, Role, str]]:
+        """Which worker should change its role, and why; each wish is told once."""
+        return [] if self._balance is None else self._balance.wishes(self.loads(), now)
 
     def pending(self) -> int:
         """How many prompts are being computed."""
@@ -137,13 +149,20 @@ class Homing:
     def _joined(self, event: WorkerJoined) -> None:
         self._sites[event.worker.id] = event.worker.site
         self._block_size = event.worker.block_tokens
-        if self._congestion is not None:
-            self._congestion.joined(event.worker)
+        self._congestion.joined(event.worker)
+        if self._balance is not None:
+            self._balance.joined(event.worker)
 
     def _lost(self, event: WorkerLost) -> None:
         self._sites.pop(event.worker_id, None)
-        if self._congestion is not None:
-            self._congestion.left(event.worker_id)
+        self._space.left(event.worker_id)
+        self._congestion.left(event.worker_id)
+        if self._balance is not None:
+            self._balance.left(event.worker_id)
+
+    def _reported(self, event: LoadReported) -> None:
+        if self._balance is not None:
+            self._balance.reported(event.report)
 
     def _dispatched(self, decision: Decision) -> None:
         request, plan = decision.request, decision.plan
@@ -152,8 +171,7 @@ class Homing:
             # Who waits for blocks from elsewhere is overtaken by those behind it: they cannot count on its prefix.
             held = plan.estimate.hit_tokens // self._block_tokens[request.model]
             self._pending.begin(request.id, plan.prefill, request.block_keys, held, len(request.block_keys))
-        if self._congestion is not None:
-            self._congestion.dispatched(decision, self._link_s(plan))
+        self._congestion.dispatched(decision, self._link_s(plan))
 
     def _link_s(self, plan: Plan) -> dict[LinkId, float]:
         """Seconds of whole links that the plan's moves take."""

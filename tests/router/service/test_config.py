@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from homing.router.core.errors import ConfigError
 from homing.router.core.policies import POLICIES
 from homing.router.core.scheduler import Limits
+from homing.router.core.topology import Topology
 from homing.router.core.types import Site
 from homing.router.service.config import Config, load_config, parse_config
 
@@ -128,7 +129,7 @@ def test_every_example_is_a_config(path):
     config = load_config(path)
     for section in config.workers:
         assert config.worker(section.id) is section
-    assert config.topology().known() == sorted(
+    assert Topology(config.directions()).known() == sorted(
         {
             pair
             for one in config.links
@@ -148,11 +149,11 @@ def test_a_worker_is_found_by_its_id():
 
 def test_a_link_goes_both_ways_unless_told_otherwise():
     a, b = Site("a"), Site("b")
-    both = parse_config(LINK.format("price_per_gb: 0.5")).topology()
+    both = Topology(parse_config(LINK.format("price_per_gb: 0.5")).directions())
     assert both.known() == [(a, b), (b, a)]
     assert (both.price_per_gb(a, b), both.price_per_gb(b, a)) == (0.5, 0.5)
     assert both.rate(b, a).rtt_s == pytest.approx(0.1)
-    assert parse_config(LINK.format("both_ways: false")).topology().known() == [(a, b)]
+    assert Topology(parse_config(LINK.format("both_ways: false")).directions()).known() == [(a, b)]
 
 
 def test_limits_are_those_of_the_file():
