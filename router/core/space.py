@@ -1,45 +1,62 @@
-"""What a place in a cache is worth: who puts blocks in pushes others out, which somebody would have used again.
+"""What a place in a cache is worth: who puts blocks in pushes others out, which somebody may want again.
 
-A worker whose cache is full evicts a block for each that it takes in. What was taken in so far has been used again
-`hits / inserted` times per token, so that a token's place saves that many tokens of computation, on average. A copy of
-what others hold already takes a place as everything does, which is why copies are not free even where bytes are.
+Blocks that were pushed out are remembered for a while by their keys alone. Of those, some are asked for again when
+nobody holds them any more: that share is what a place saves, in tokens of computation per token. Copies of what others
+hold take places as everything does, which is why they are not free even where bytes are.
 
-Rule 1: only workers that evict have a price; an empty cache gives places away.
-Rule 2: hits and insertions fade together, so that their ratio follows the workload.
+Rule 1: only workers that evict have a price; a cache with room gives places away.
+Rule 2: what was regretted and what was evicted fade together, so that their ratio follows the workload.
+Rule 3: bounded: at most `GHOSTS_MAX` keys are remembered, the oldest go first.
 """
 
+from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Final
 
-from .types import WorkerId
+from .types import BlockKey, WorkerId
 
-FADE_TOKENS: Final = 4_000_000
-"""After so many inserted tokens, both counts are halved."""
+GHOSTS_MAX: Final = 65_536
+FADE_BLOCKS: Final = 16_384
+"""After so many evicted blocks, both counts are halved."""
 EVICTS_FOR_S: Final = 120.0
 """A worker counts as full for so long after its last eviction."""
 
 
 class CacheSpace:
-    """Learns how often what is cached is used again, and who evicts."""
+    """Learns how often what was pushed out is wanted again, and who pushes out."""
 
     def __init__(self) -> None:
-        self._hit_tokens = 0.0
-        self._inserted_tokens = 0.0
+        self._ghosts: OrderedDict[BlockKey, None] = OrderedDict()
+        self._regretted_blocks = 0.0
+        self._evicted_blocks = 0.0
         self._evicted_s: dict[WorkerId, float] = {}
 
-    def hit(self, tokens: int) -> None:
-        """So many tokens of a prompt came out of a cache."""
-        self._hit_tokens += tokens
+    def __len__(self) -> int:
+        """How many evicted blocks are remembered."""
+        return len(self._ghosts)
 
-    def inserted(self, tokens: int) -> None:
-        """So many were put into one."""
-        self._inserted_tokens += tokens
-        if self._inserted_tokens > FADE_TOKENS:
-            self._inserted_tokens /= 2
-            self._hit_tokens /= 2
-
-    def evicted(self, worker: WorkerId, now: float) -> None:
-        """A worker pushed something out."""
+    def evicted(self, worker: WorkerId, keys: Iterable[BlockKey], now: float) -> None:
+        """A worker pushed these out."""
         self._evicted_s[worker] = now
+        ghosts = self._ghosts
+        for key in keys:
+            ghosts[key] = None
+            self._evicted_blocks += 1
+        while len(ghosts) > GHOSTS_MAX:
+            ghosts.popitem(last=False)
+        if self._evicted_blocks > FADE_BLOCKS:
+            self._evicted_blocks /= 2
+            self._regretted_blocks /= 2
+
+    def wanted(self, keys: Iterable[BlockKey]) -> None:
+        """A prompt wants these blocks, and nobody holds them."""
+        ghosts = self._ghosts
+        if not ghosts:
+            return
+        for key in keys:
+            if key in ghosts:
+                del ghosts[key]
+                self._regretted_blocks += 1
 
     def left(self, worker: WorkerId) -> None:
         """A worker is gone."""
@@ -48,6 +65,6 @@ class CacheSpace:
     def uses_per_token(self, worker: WorkerId, now: float) -> float:
         """How many tokens of computation a token's place on this worker saves."""
         evicted_s = self._evicted_s.get(worker)
-        if evicted_s is None or now - evicted_s > EVICTS_FOR_S or not self._inserted_tokens:
+        if evicted_s is None or now - evicted_s > EVICTS_FOR_S or not self._evicted_blocks:
             return 0.0
-        return self._hit_tokens / self._inserted_tokens
+        return min(1.0, self._regretted_blocks / self._evicted_blocks)

@@ -15,7 +15,6 @@ from ..commands import Cancel, Command, Dispatch
 from ..congestion import Congestion, LinkId
 from ..events import (
     BlocksRemoved,
-    BlocksStored,
     DispatchFailed,
     Event,
     FirstToken,
@@ -56,7 +55,7 @@ class Homing:
         rebalance: bool = True,
         stall: NotNegative = 0.02,
         crowd_s: NotNegative = 0.005,
-        place: NotNegative = 1.0,
+        place: NotNegative = 3.0,
         together: NotNegative = 0.5,
         breadth: Breadth | None = None,
     ) -> None:
@@ -75,7 +74,6 @@ class Homing:
         self._balance = RoleBalance() if rebalance else None
         self._sites: dict[WorkerId, Site] = {}
         self._block_tokens: dict[ModelName, int] = {}
-        self._block_size = 0
         self._now = 0.0
         self._topology: Topology | None = None
         self._handle: dict[type, Callable[[Any], None]] = {
@@ -84,7 +82,6 @@ class Homing:
             RequestFinished: lambda event: self._pending.end(event.request_id),
             RequestCancelled: lambda event: self._pending.end(event.request_id),
             DispatchFailed: lambda event: self._pending.end(event.request_id),
-            BlocksStored: self._stored,
             BlocksRemoved: self._removed,
             LoadReported: self._reported,
             WorkerJoined: self._joined,
@@ -99,6 +96,9 @@ class Homing:
         pricer.tolls.together = self._together
         self._topology = pricer.topology
         self._congestion.update(pricer.tolls if self._tolls else None, pricer.now)
+        if self._place:
+            deepest = question.levels[0].depth if question.levels else 0
+            self._space.wanted(question.request.block_keys[deepest:])
         if self._place and pricer.now - self._places_s > 1.0:
             self._price_places(question)
         coming: dict[WorkerId, int] = {}
@@ -138,17 +138,12 @@ class Homing:
             token_s = state.rate.reference_s / REFERENCE_TOKENS
             question.pricer.tolls.set_place(state.worker.id, self._place * uses * token_s)
 
-    def _stored(self, event: BlocksStored) -> None:
-        if event.tier is Tier.DEVICE:
-            self._space.inserted(len(event.keys) * self._block_size)
-
     def _removed(self, event: BlocksRemoved) -> None:
         if event.tier is Tier.DEVICE:
-            self._space.evicted(event.worker_id, self._now)
+            self._space.evicted(event.worker_id, event.keys, self._now)
 
     def _joined(self, event: WorkerJoined) -> None:
         self._sites[event.worker.id] = event.worker.site
-        self._block_size = event.worker.block_tokens
         self._congestion.joined(event.worker)
         if self._balance is not None:
             self._balance.joined(event.worker)
@@ -166,7 +161,6 @@ class Homing:
 
     def _dispatched(self, decision: Decision) -> None:
         request, plan = decision.request, decision.plan
-        self._space.hit(plan.estimate.hit_tokens)
         if self._siblings and all(move.kind is MoveKind.SHIP for move in plan.moves):
             # Who waits for blocks from elsewhere is overtaken by those behind it: they cannot count on its prefix.
             held = plan.estimate.hit_tokens // self._block_tokens[request.model]
