@@ -182,12 +182,8 @@ class _Search:
 
     def _least_after(self, decoders: list[WorkerState]) -> list[tuple[float, WorkerState]]:
         """Decode workers that lack something, with the least that a remote plan spends there and on the way back."""
-        pricer = self._pricer
-        found = [
-            (pricer.network_s(w) / 2 + pricer.tail_s(w) + pricer.decode_toll_s(w), w)
-            for w in decoders
-            if self._wants_a_handover(w)
-        ]
+        pricer, question = self._pricer, self._question
+        found = [(pricer.least_after_s(w, question.held(w)), w) for w in decoders if self._wants_a_handover(w)]
         return sorted(found, key=_by_bound)
 
     def _soonest_first(self, workers: list[WorkerState], end_tokens: int) -> list[_Seat]:
@@ -197,7 +193,7 @@ class _Search:
         for worker in workers:
             held = question.held(worker)
             will_hold = max(held, self._coming.get(worker.worker.id, 0)) if self._coming else held
-            bound_s = pricer.least_ready_s(worker, will_hold, self._deepest, self._first_byte_s(worker), end_tokens)
+            bound_s = pricer.least_score_s(worker, will_hold, self._deepest, self._first_byte_s(worker), end_tokens)
             seats.append(_Seat(worker, held, will_hold, pricer.network_s(worker), bound_s))
         if len(seats) > 1:
             seats.sort(key=_by_seat)

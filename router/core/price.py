@@ -164,18 +164,21 @@ class Pricer:
         way = self.way(source, target)
         return way.latency_s + moved_bytes * way.byte_s
 
-    def least_ready_s(
+    def least_score_s(
         self, worker: WorkerState, held: int, source_blocks: int, first_byte_s: float, end_tokens: int
     ) -> float:
-        """What no preparation of `worker` can be quicker than: alone, or helped by a source of at most so many blocks
+        """What no preparation of `worker` can score less than: alone, or helped by a source of at most so many blocks
         whose first byte takes at least so long.
         """
-        queue_s = self.queue_s(worker)
-        alone_s = queue_s + worker.rate.prefill_s(held * self.profile.block_tokens, end_tokens)
-        if source_blocks <= held:
-            return alone_s
-        rest_s = worker.rate.prefill_s(source_blocks * self.profile.block_tokens, end_tokens)
-        return min(alone_s, max(queue_s, first_byte_s) + rest_s)
+        queue_s, block_tokens = self.queue_s(worker), self.profile.block_tokens
+        place_toll_s = self._place_toll_s(worker, held, end_tokens)
+        alone_s = worker.rate.prefill_s(held * block_tokens, end_tokens)
+        least_s = queue_s + alone_s + self._compute_toll_s(worker, alone_s)
+        if source_blocks > held:
+            rest_s = worker.rate.prefill_s(source_blocks * block_tokens, end_tokens)
+            begin_s = queue_s if queue_s > first_byte_s else first_byte_s
+            least_s = min(least_s, begin_s + rest_s + self._compute_toll_s(worker, rest_s))
+        return least_s + place_toll_s
 
     def compute(self, worker: WorkerState, held: int, end_tokens: int, load_s: float = 0.0) -> Preparation:
         """`worker` computes everything after the `held` blocks that it has, up to token `end_tokens`.
@@ -357,6 +360,12 @@ class Pricer:
 
     def _moved_bytes(self, blocks: int) -> int:
         return self.profile.moved_bytes(blocks * self.profile.block_tokens)
+
+    def least_after_s(self, decode: WorkerState, held: int) -> float:
+        """What no handover to `decode`, which holds so many blocks, can score less than, and the way back."""
+        tail_s = self.tail_s(decode)
+        toll_s = self._compute_toll_s(decode, tail_s) + self._place_toll_s(decode, held, self.request.prompt_tokens)
+        return self.network_s(decode) / 2 + tail_s + toll_s + self.decode_toll_s(decode)
 
     def decode_toll_s(self, worker: WorkerState) -> float:
         """What one more answer costs those that the worker decodes already."""

@@ -290,12 +290,12 @@ def test_the_bound_from_below_is_one(prior, held, source_blocks, queue_s, rtt_s,
     pricer, near = made.question(request("r", KEYS, 1601)).pricer, made.fleet.get(NEAR)
     first_byte_s = pricer.way(THERE, HERE).latency_s
     for end_tokens in (1600, 1601):
-        least_s = pricer.least_ready_s(near, held, source_blocks, first_byte_s, end_tokens)
+        least_s = pricer.least_score_s(near, held, source_blocks, first_byte_s, end_tokens)
         ways = [pricer.compute(near, held, end_tokens)]
         for blocks in {b for b in (held + 1, source_blocks) if held < b <= source_blocks}:
             source = Source(made.fleet.get(FAR), blocks)
             ways += [pricer.fetch(near, held, source, end_tokens), pricer.split(near, held, source, end_tokens)]
-        assert all(way is None or way.ready_s >= least_s - 1e-9 for way in ways)
+        assert all(way is None or way.score_s >= least_s - 1e-9 for way in ways)
 
 
 def test_asking_prices_counts_them():
