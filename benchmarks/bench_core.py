@@ -28,7 +28,7 @@ from homing.router.core.blocks import block_keys, pack_tokens
 from homing.router.core.commands import Dispatch
 from homing.router.core.events import BlocksStored, RequestArrived, RequestFinished, WorkerJoined
 from homing.router.core.ledger import Charge
-from homing.router.core.planner import Homing
+from homing.router.core.policies.homing import Homing
 from homing.router.core.prefix_index import PrefixIndex
 from homing.router.core.scheduler import Scheduler
 from homing.router.core.topology import Topology

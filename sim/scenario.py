@@ -4,8 +4,7 @@ One file describes a world: models, sites, links, groups of workers, what arrive
 first, and what goes wrong. It is the truth; the router is told of it what an operator would tell it.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +14,7 @@ from msgspec import Meta
 
 from homing.router.core.errors import ConfigError
 
+from .contradictions import contradictions
 from .network.spec import LinkSpec
 from .workload.spec import WorkloadSpec
 
@@ -50,7 +50,7 @@ class SiteSection(Section, frozen=True, kw_only=True):
 
 
 class LinkSection(Section, frozen=True, kw_only=True):
-    """A link as it is (see `sim.network.spec.LinkSpec`), and, where that is another thing, as the router believes it."""
+    """A link as it is (see `sim.network.spec.LinkSpec`) and, where that is another thing, as the router believes it."""
 
     source: Name
     target: Name
@@ -126,7 +126,8 @@ class FaultSection(Section, frozen=True, kw_only=True):
 
     `crash`: a worker, named or drawn by seed from all or from a site, loses everything. `slow`: it takes `factor` times
     as long. `link`: `source` to `target` has `factor` of its capacity, both ways; 0 is a cut. `site`: every worker of a
-    site crashes. `router`: the router forgets everything and begins anew.
+    site crashes. `router`: the router forgets everything and begins anew. Where faults overlap, a worker is back when
+    none of its own lasts any more, and factors multiply.
     """
 
     kind: Literal["crash", "slow", "link", "site", "router"]
@@ -166,6 +167,7 @@ class RouterSection(Section, frozen=True, kw_only=True):
     report_lag_s: NotNegative = 0.0
     max_output_tokens: Count = 2048
     ttft_deadline_s: Positive | None = None
+    reject_early: bool = True
     calibrate: bool = True
     kv_events: KvEventsSection = KvEventsSection()
 
@@ -219,60 +221,6 @@ def parse_scenario(data: object, *, where: str = "scenario") -> Scenario:
         scenario = msgspec.convert(data, type=Scenario, strict=False)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{where}: {error}") from error
-    for problem in _contradictions(scenario):
+    for problem in contradictions(scenario):
         raise ConfigError(f"{where}: {problem}")
     return scenario
-
-
-def _contradictions(scenario: Scenario) -> Iterable[str]:
-    """What is well formed and still cannot be meant."""
-    lists = {
-        "models": [section.name for section in scenario.models],
-        "sites": [section.name for section in scenario.sites],
-        "workers": [section.name for section in scenario.workers],
-    }
-    for path, names in lists.items():
-        if not names:
-            yield f"{path}: at least one is needed"
-        for name, count in Counter(names).items():
-            if count > 1:
-                yield f"{path}: {name!r} is listed {count} times; each is listed once"
-    sites, models = set(lists["sites"]), set(lists["models"])
-    yield from _unknown_names(scenario, sites, models)
-    if not any(section.role != "prefill" for section in scenario.workers):
-        yield "workers: none of them decodes; give one the role both or decode"
-    for number, fault in enumerate(scenario.faults):
-        yield from _fault_problems(f"faults[{number}]", fault, sites, set(lists["workers"]))
-
-
-def _unknown_names(scenario: Scenario, sites: set[str], models: set[str]) -> Iterator[str]:
-    known_sites, known_models = ", ".join(sorted(sites)), ", ".join(sorted(models))
-    for number, worker in enumerate(scenario.workers):
-        if worker.site not in sites:
-            yield f"workers[{number}].site: no site is named {worker.site!r}; known are {known_sites}"
-        if worker.model not in models:
-            yield f"workers[{number}].model: no model is named {worker.model!r}; known are {known_models}"
-    for number, link in enumerate(scenario.links):
-        for key in ("source", "target"):
-            if getattr(link, key) not in sites:
-                yield f"links[{number}].{key}: no site is named {getattr(link, key)!r}; known are {known_sites}"
-    if scenario.router.site is not None and scenario.router.site not in sites:
-        yield f"router.site: no site is named {scenario.router.site!r}; known are {known_sites}"
-    joined = {pair for link in scenario.links for spec in link.specs() for pair in [(spec.source, spec.target)]}
-    for source in sorted(sites):
-        for target in sorted(sites):
-            if source != target and (source, target) not in joined:
-                yield f"links: no link leads from {source} to {target}; sites that cannot reach each other are not one fleet"
-
-
-def _fault_problems(path: str, fault: FaultSection, sites: set[str], groups: set[str]) -> Iterator[str]:
-    if fault.kind == "link":
-        for key in ("source", "target"):
-            if getattr(fault, key) not in sites:
-                yield f"{path}.{key}: a link fault names two sites; found {getattr(fault, key)!r}"
-    if fault.kind == "site" and fault.site not in sites:
-        yield f"{path}.site: a site fault names a site; found {fault.site!r}"
-    if fault.kind == "slow" and not fault.factor > 1:
-        yield f"{path}.factor: a slow worker takes more than 1 times as long; found {fault.factor}"
-    if fault.worker is not None and fault.worker.rpartition("-")[0] not in groups:
-        yield f"{path}.worker: workers are named after their group, such as {min(groups)}-1; found {fault.worker!r}"

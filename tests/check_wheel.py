@@ -9,13 +9,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 IMPORT_ALL = """
 import importlib, pkgutil, homing.router, homing.protos, homing.sim
+extra = {"jinja2", "markupsafe", "matplotlib", "numpy", "pyarrow"}
 for package in (homing.router, homing.protos, homing.sim):
-    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        if not module.name.startswith("homing.router.cli.demo."):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + ".", onerror=lambda name: None):
+        if module.name.startswith("homing.router.cli.demo."):
+            continue
+        try:
             importlib.import_module(module.name)
+        except ModuleNotFoundError as error:
+            assert package is homing.sim and error.name in extra, f"{module.name} needs {error.name}"
 import sys
 assert "torch" not in sys.modules, "a router must not need torch"
-print("all modules of the router import without torch")
+print("all modules of the router import without torch, and those of the simulator lack nothing but their extra")
 """
 
 
@@ -30,6 +35,13 @@ def main() -> None:
         subprocess.run([python, "-m", "pip", "install", "--quiet", wheel], check=True, cwd=folder)
         subprocess.run([python, "-c", IMPORT_ALL], check=True, cwd=folder)
         subprocess.run([python.parent / "homing", "--version"], check=True, cwd=folder)
+        simulate = [python.parent / "homing", "sim"]
+        for name in ("smoke", "conversation"):
+            subprocess.run([*simulate, "run", name, "--no-report"], check=True, cwd=folder)
+        refused = subprocess.run(
+            [*simulate, "compare", "smoke"], cwd=folder, stderr=subprocess.PIPE, text=True, check=False
+        )
+        assert refused.returncode == 2 and "pip install 'homing[sim]'" in refused.stderr, refused.stderr
         serve = [python.parent / "homing", "serve", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]
         with subprocess.Popen(serve, stderr=subprocess.PIPE, text=True) as router:
             assert router.stderr is not None

@@ -11,7 +11,7 @@ import traceback
 from functools import cache
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import msgspec
 import pytest
@@ -36,11 +36,31 @@ from homing.router.service.config import (
 )
 from homing.router.service.metrics import Metrics
 from homing.router.service.wire import STATUS
+from homing.sim import scenario
+from homing.sim.experiments.document import parse_yaml
+from homing.sim.experiments.load import prepare, scenario_names
+from homing.sim.workload.section import Workload
+from homing.sim.workload.spec import WorkloadSpec
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [*(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")), *sorted(ROOT.glob("docs/*.md"))]
 OPERATING = ROOT / "docs/operating.md"
 PERFORMANCE = ROOT / "docs/performance.md"
+SIMULATOR = ROOT / "docs/simulator.md"
+SCENARIO_SECTIONS: dict[str, type[msgspec.Struct]] = {
+    "The scenario file": scenario.Scenario,
+    "models[]": scenario.ModelSection,
+    "sites[]": scenario.SiteSection,
+    "links[]": scenario.LinkSection,
+    "workers[]": scenario.WorkerSection,
+    "workers[].profile": scenario.LinearSection,
+    "workload": Workload,
+    "router": scenario.RouterSection,
+    "router.kv_events": scenario.KvEventsSection,
+    "slo": scenario.SloSection,
+    "faults[]": scenario.FaultSection,
+}
+WORKLOADS = {kind.__struct_config__.tag: kind for kind in get_args(WorkloadSpec)}
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "router": RouterSection,
     "sites[]": SiteSection,
@@ -129,10 +149,12 @@ def test_a_wrong_answer_in_a_page_is_found():
 def test_yaml_blocks_that_are_configs_parse(page):
     known = {field.name for field in msgspec.structs.fields(Config)}
     for block in blocks(page):
-        if block.language == "yaml":
-            data = yaml.safe_load(block.code)
-            if isinstance(data, dict) and known & data.keys():
-                parse_config(block.code, where=f"{page.name}:{block.line}")
+        data = yaml.safe_load(block.code) if block.language == "yaml" else None
+        where = f"{page.name}:{block.line}"
+        if isinstance(data, dict) and "workload" in data:
+            prepare(data, ROOT / where)
+        elif isinstance(data, dict) and known & data.keys():
+            parse_config(block.code, where=where)
 
 
 @every_page
@@ -194,15 +216,20 @@ def test_named_make_targets_exist(page):
 
 @every_page
 def test_named_commands_and_their_options_exist(page):
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     for line in code_lines(page):
-        named = re.match(r"homing +([a-z][a-z-]*)", line)
+        named = re.match(r"homing((?: +[a-z][a-z-]*)+)", line)
         if named is None:
             continue
-        assert named[1] in commands, f"{page.name}: there is no command `homing {named[1]}`"
-        known = {opt for option in commands[named[1]].params for opt in [*option.opts, *option.secondary_opts]}
+        command, name = typer.main.get_command(app), "homing"
+        for word in named[1].split():
+            commands = getattr(command, "commands", None)
+            if commands is None:
+                break
+            assert word in commands, f"{page.name}: there is no command `{name} {word}`"
+            command, name = commands[word], f"{name} {word}"
+        known = {opt for option in command.params for opt in [*option.opts, *option.secondary_opts]}
         given = re.findall(r"(?<!\S)-{1,2}[a-z][a-z-]*", line)
-        assert set(given) <= known, f"{page.name}: `homing {named[1]}` has no {set(given) - known}"
+        assert set(given) <= known, f"{page.name}: `{name}` has no {set(given) - known}"
 
 
 def exported_metrics() -> dict[str, str]:
@@ -246,17 +273,37 @@ def tables(page: Path) -> dict[str, list[list[str]]]:
 
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_config_key_is_documented_with_its_default(section):
-    rows = {row[0].strip("`"): row[1].strip("`") for row in tables(OPERATING)[section]}
-    fields = {field.name: field for field in msgspec.structs.fields(SECTIONS[section])}
+    check_keys(tables(OPERATING)[section], SECTIONS[section])
+
+
+@pytest.mark.parametrize("section", SCENARIO_SECTIONS)
+def test_every_scenario_key_is_documented_with_its_default(section):
+    check_keys(tables(SIMULATOR)[section], SCENARIO_SECTIONS[section])
+
+
+def check_keys(table: list[list[str]], section: type[msgspec.Struct]) -> None:
+    """Hold the rows of a table to the fields of a section: their names, and their defaults as YAML."""
+    rows = {row[0].strip("`"): row[1].strip("`") for row in table}
+    fields = {field.name: field for field in msgspec.structs.fields(section)}
     assert rows.keys() == fields.keys()
     for key, field in fields.items():
         if field.required:
             assert rows[key] == "required", key
-        elif field.default_factory is not msgspec.NODEFAULT:
-            assert yaml.safe_load(rows[key]) == field.default_factory(), key
-        else:
-            default = list(field.default) if isinstance(field.default, tuple) else field.default
-            assert yaml.safe_load(rows[key]) == default, key
+            continue
+        default = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+        assert parse_yaml(rows[key], where=key) == msgspec.json.decode(msgspec.json.encode(default)), key
+
+
+@pytest.mark.parametrize("kind", WORKLOADS)
+def test_every_workload_is_documented_with_its_own_keys(kind):
+    rows = {row[0].strip("`"): re.findall(r"`([a-z_]+)`", row[1]) for row in tables(SIMULATOR)["Workloads"]}
+    own = [name for name in WORKLOADS[kind].__struct_fields__ if name not in Workload.__struct_fields__]
+    assert rows[kind] == own
+    assert rows.keys() == WORKLOADS.keys()
+
+
+def test_every_scenario_that_ships_is_documented():
+    assert [row[0].strip("`") for row in tables(SIMULATOR)["Scenarios that ship"]] == scenario_names()
 
 
 def test_the_sections_of_a_config_are_documented():

@@ -10,6 +10,8 @@ from rich.markup import escape
 
 from homing.router.core.errors import ConfigError
 
+from .sim.app import calibrate, sim
+
 app = typer.Typer(
     name="homing",
     help="Route LLM requests to where their KV cache is, over clusters and datacentres.",
@@ -18,6 +20,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(sim, name="sim")
+app.add_typer(calibrate, name="calibrate")
 errors = Console(stderr=True)
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file; see examples/.", dir_okay=False)]
@@ -55,12 +59,15 @@ def serve(
     listen: Annotated[str | None, typer.Option(help="gRPC address to listen on.")] = None,
     http: Annotated[str | None, typer.Option(help="Address for /metrics, /health and /ready.")] = None,
     site: Annotated[str | None, typer.Option(help="The site in which this router stands.")] = None,
+    journal: Annotated[
+        str | None, typer.Option(help="Record what the core is told and answers, for `homing sim replay`.")
+    ] = None,
     log: Annotated[str | None, typer.Option(help="console or json.")] = None,
 ) -> None:
     """Run a router."""
     from .serve import run_router
 
-    run_router(config, {"listen": listen, "http": http, "site": site, "log": log})
+    run_router(config, {"listen": listen, "http": http, "site": site, "journal": journal, "log": log})
 
 
 @app.command()

@@ -9,7 +9,7 @@ Rule 1: the load is what was promised, smoothed over `memory_s`; a price moves o
 Rule 2: workers of one site, model and role are one pool with one price: within it, queues tell them apart.
 """
 
-from math import exp
+from math import exp, inf
 from typing import Final
 
 from .tolls import Tolls
@@ -74,7 +74,9 @@ class Congestion:
         self.left(worker.id)
         pool = (worker.model, worker.site, worker.role.value)
         self._pool_of[worker.id] = pool
-        self._pools.setdefault(pool, _Load()).capacity += 1
+        load = self._pools.setdefault(pool, _Load())
+        load.capacity += 1
+        load.priced_at = -inf  # Whoever is new has its pool's price from the next update on.
 
     def left(self, worker: WorkerId) -> None:
         """A worker is gone; unknown ones are no error."""
@@ -103,15 +105,13 @@ class Congestion:
         if lasted_s < self._period_s:
             return
         self._updated_s = now
-        moved = set()
-        for pool, load in self._pools.items():
+        for load in (*self._pools.values(), *self._links.values()):
             load.advance(lasted_s, self._memory_s)
-            if load.has_moved():
-                moved.add(pool)
-        for load in self._links.values():
-            load.advance(lasted_s, self._memory_s)
-        if tolls is None:
-            return
+        if tolls is not None:
+            self._put_prices(tolls)
+
+    def _put_prices(self, tolls: Tolls) -> None:
+        moved = {pool for pool, load in self._pools.items() if load.has_moved()}
         for worker, pool in self._pool_of.items():
             if pool in moved:
                 tolls.set_worker(worker, price_of(self._pools[pool].value))
@@ -121,7 +121,7 @@ class Congestion:
 
     def loads(self) -> dict[str, float]:
         """How much is asked of each pool and link, by a readable name."""
-        named = {f"{site}/{role}": load.value for (_, site, role), load in self._pools.items()}
+        named = {f"{model} {site}/{role}": load.value for (model, site, role), load in self._pools.items()}
         return named | {f"{source} -> {target}": load.value for (source, target), load in self._links.items()}
 
     def _ask(self, worker: WorkerId, seconds: float) -> None:

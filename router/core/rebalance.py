@@ -63,20 +63,20 @@ class RoleBalance:
             self._pools[pool].running[report.worker] = report.running_requests
 
     def wishes(self, loads: dict[str, float], now: float) -> list[tuple[WorkerId, Role, str]]:
-        """Which worker should take which role, and why. `loads` are those of the pools' compute, by `site/role`."""
+        """Which worker should take which role, and why. `loads` are the pools', by `model site/role`."""
         found = []
-        for (_, site), watch in self._pools.items():
-            wish = self._wish(watch, site, loads, now)
+        for (model, site), watch in self._pools.items():
+            wish = self._wish(watch, f"{model} {site}", loads, now)
             if wish is not None:
                 found.append(wish)
         return found
 
-    def _wish(self, watch: _Watch, site: str, loads: dict[str, float], now: float) -> tuple[WorkerId, Role, str] | None:
+    def _wish(self, watch: _Watch, pool: str, loads: dict[str, float], now: float) -> tuple[WorkerId, Role, str] | None:
         prefill, decode = watch.of(Role.PREFILL), watch.of(Role.DECODE)
         if not prefill or not decode or now - watch.changed_s < SETTLES_S:
             watch.short_of = None
             return None
-        prefill_load = loads.get(f"{site}/{Role.PREFILL.value}", 0.0)
+        prefill_load = loads.get(f"{pool}/{Role.PREFILL.value}", 0.0)
         decode_load = sum(watch.running.get(w.id, 0) / w.requests_max for w in decode) / len(decode)
         short_of = None
         if prefill_load > STARVED and decode_load < IDLE and len(decode) > 1:

@@ -67,7 +67,7 @@ class Limits:
     lease_s: float = 900.0
     """How long a request may be out before its booking is taken back."""
     reject_early: bool = False
-    """Whether a request whose deadline cannot be met, as far as can be foreseen, is told no before it takes anything."""
+    """Whether a request whose best plan is foreseen to miss its deadline is told no before it takes anything."""
     retry_after_s: float = 1.0
     """What a sender who is told no is asked to wait."""
 
@@ -230,7 +230,7 @@ class Scheduler:
         plans, priced = chosen
         late_s = self._late_by_s(request, plans[0])
         if late_s > 0:
-            detail = f"its first token is foreseen {late_s:.1f} s after its deadline, whoever computes it"
+            detail = f"its first token is foreseen {late_s:.1f} s after its deadline"
             return self._give_up(request, RejectReason.TOO_LATE, detail, late_s)
         attempts = self._attempts.setdefault(request.id, _Attempts())
         attempts.count += 1

@@ -17,17 +17,18 @@ class Tolls:
 
     `stall`: what a second is worth in which an answer stalls because a prompt is computed beside it, as a share of a
     second of waiting for a first token; `crowd_s`: what one more answer on a worker costs each that is decoded there
-    already, in seconds. Both are 0 for a planner that cares for first tokens alone.
+    already, in seconds; `together`: what a second is worth by which a prompt ends later because another shares its
+    pass, as a share likewise. All are 0 for a planner that cares for the first token of this one request alone.
     """
 
     def __init__(
         self, *, dollars_per_s: float = 0.0, stall: float = 0.0, crowd_s: float = 0.0, together: float = 0.0
     ) -> None:
         assert stall >= 0 and crowd_s >= 0 and together >= 0, (stall, crowd_s, together)
-        self.together = together
         self._dollars_per_s = dollars_per_s
         self.stall = stall
         self.crowd_s = crowd_s
+        self.together = together
         self._worker: dict[WorkerId, float] = {}
         self._place: dict[WorkerId, float] = {}
         self._link: dict[tuple[Site, Site], float] = {}

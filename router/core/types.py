@@ -72,7 +72,7 @@ class RejectReason(StrEnum):
     QUEUE_FULL = "queue_full"
     DEADLINE_PASSED = "deadline_passed"
     TOO_LATE = "too_late"
-    """Nobody could give the first token before the deadline, as far as can be foreseen."""
+    """The best plan is foreseen to give the first token after the deadline."""
     RETRIES_SPENT = "retries_spent"
 
 

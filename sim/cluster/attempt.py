@@ -6,7 +6,7 @@ It does what the live router's attempt and the workers' services do together, wi
 from typing import TYPE_CHECKING, Any
 
 from homing.router.core.events import DecodeMeasured, FirstToken, PrefillFinished, RequestFinished
-from homing.router.core.types import Decision, MoveKind, Outcome, PlanKind, RequestId, WorkerId
+from homing.router.core.types import Decision, MoveKind, Outcome, PlanKind, RequestId, Tier, WorkerId
 from homing.workers.engine.sequence import Sequence, Waiting
 
 from .handover import Handover
@@ -17,8 +17,6 @@ from .worker import SimulatedWorker
 if TYPE_CHECKING:
     from .flight import Flight
     from .world import World
-
-TIERS = ("host", "disk")
 
 
 class Attempt:
@@ -43,7 +41,7 @@ class Attempt:
 
     @property
     def generated(self) -> int:
-        """Tokens that it has generated."""
+        """Tokens that it has generated; up to the last pass, once it is over."""
         return 0 if self._decode is None else self._decode.sequence.generated
 
     def start(self) -> None:
@@ -59,10 +57,9 @@ class Attempt:
         if self.is_over:
             return
         self.is_over = True
-        if self._handover is not None:
-            self._handover.broke()
         for worker, job in self._jobs:
             worker.cancel(job)
+        self._stop_moving()
 
     # -- jobs ----------------------------------------------------------------------------------------------------
 
@@ -74,34 +71,47 @@ class Attempt:
         if self.is_over:
             return
         if not worker.is_up:
-            self._world.broke(self, worker.facts.id, f"worker {worker.facts.id} does not answer")
+            self._no_answer(worker)
             return
         plan = self.decision.plan
-        if plan.kind is PlanKind.REMOTE:
-            job = self._prefill_job(worker) if worker.facts.id == plan.prefill else self._decode_job(worker, shipped=True)
-        else:
+        if plan.kind is not PlanKind.REMOTE:
             job = self._decode_job(worker, shipped=False)
+        elif worker.facts.id == plan.prefill:
+            job = self._prefill_job(worker)
+        else:
+            job = self._decode_job(worker, shipped=True)
         self._jobs.append((worker, job))
         worker.submit(job)
 
-    def _sequence(self, worker: SimulatedWorker, max_output_tokens: int) -> Sequence:
-        request = self.decision.request
+    def _no_answer(self, worker: SimulatedWorker) -> None:
+        back_s = self._world.one_way_s(worker.facts.site, self._world.router.site)
+        self._world.broke(self, worker.facts.id, f"worker {worker.facts.id} does not answer", heard_after_s=back_s)
+
+    def _stop_moving(self) -> None:
+        for transfer in (self._fetch, self._handover):
+            if transfer is not None:
+                transfer.broke()
+
+    def _sequence(self, worker: SimulatedWorker, prompt_tokens: int, max_output_tokens: int) -> Sequence:
         return Sequence(
             self._name,
-            request.prompt_tokens,
-            keys=request.block_keys,
+            prompt_tokens,
+            keys=self.decision.request.block_keys,
             block_tokens=worker.facts.block_tokens,
             max_output_tokens=max_output_tokens,
         )
 
     def _prefill_job(self, worker: SimulatedWorker) -> Job:
-        job = Job(self._sequence(worker, 0), self, self._world.kernel.now, outgoing=self._the_handover())
+        """It ends with the last block that is shipped, which is the last one whose key is known."""
+        shipped_tokens = self.decision.plan.moves[-1].block_end * worker.facts.block_tokens
+        sequence = self._sequence(worker, shipped_tokens + 1, 0)
+        job = Job(sequence, self, self._world.kernel.now, outgoing=self._the_handover())
         job.expected = self._fetched(worker)
         return job
 
     def _decode_job(self, worker: SimulatedWorker, *, shipped: bool) -> Job:
         request, arrival = self.decision.request, self._flight.arrival
-        sequence = self._sequence(worker, request.max_output_tokens)
+        sequence = self._sequence(worker, request.prompt_tokens, request.max_output_tokens)
         sequence.answer_tokens = min(self._flight.tokens_left, request.max_output_tokens)
         sequence.keys += (arrival.keys + arrival.answer_keys)[len(request.block_keys) :]
         job = self._decode = Job(sequence, self, self._world.kernel.now)
@@ -125,8 +135,8 @@ class Attempt:
             world.workers[move.source],
             worker,
             self.request_id,
-            world.block_bytes(self.decision.request.model),
-            world.state_bytes(self.decision.request.model),
+            block_bytes=world.block_bytes(self.decision.request.model),
+            state_bytes=world.state_bytes(self.decision.request.model),
         )
         waiting = Waiting.TO_MEET if meets else Waiting.FOR_ALL
         return Expected(move.block_first, move.block_end, waiting, self._fetch.begin)
@@ -164,17 +174,23 @@ class Attempt:
         self._decode_worker.tell(event, self)
 
     def finished(self, job: Job) -> None:
-        """The answer is complete."""
-        worker, now = self._decode_worker, self._world.kernel.now
-        generated = job.sequence.generated
+        """The answer is complete. What is still moved or computed for it, nobody waits for."""
+        world, worker = self._world, self._decode_worker
+        now, generated = world.kernel.now, job.sequence.generated
+        self._stop_moving()
+        if any(not job.ended for _, job in self._jobs):
+            world.kernel.after(0.0, self._give_up_rest)
+        assert job.first_token_s is not None
         if generated > 1:
-            measured = DecodeMeasured(
-                worker_id=worker.facts.id, tokens=generated - 1, seconds=now - job.first_token_s
-            )
-            worker.tell(measured, self)
+            seconds = now - job.first_token_s
+            worker.tell(DecodeMeasured(worker_id=worker.facts.id, tokens=generated - 1, seconds=seconds), self)
         ended = RequestFinished(request_id=self.request_id, outcome=Outcome.FINISHED, output_tokens=generated)
         worker.tell(ended, self)
-        self._world.landed(self._flight, now + self._world.one_way_s(worker.facts.site, self._entry))
+        world.landed(self._flight, now + world.one_way_s(worker.facts.site, self._entry))
+
+    def _give_up_rest(self) -> None:
+        for worker, job in self._jobs:
+            worker.cancel(job)
 
     # -- what is measured ----------------------------------------------------------------------------------------
 
@@ -188,17 +204,8 @@ class Attempt:
 
     def facts(self) -> dict[str, Any]:
         """The part of a record that its jobs know."""
-        plan = self.decision.plan
-        computing = self._jobs[0][1] if self._jobs else None
-        for worker, job in self._jobs:
-            if worker.facts.id == plan.prefill:
-                computing = job
+        plan, fetch, handover = self.decision.plan, self._fetch, self._handover
         size = self._world.models[self.decision.request.model].block_tokens
-        decode, fetch, handover = self._decode, self._fetch, self._handover
-        worst_s = None
-        if decode is not None and decode.sequence.generated > 1:
-            worst_s = self._decode_worker.worst_itl_s(decode.first_token_s)
-        tiers = {} if computing is None else computing.tier_hit_tokens
         return {
             "plan": plan.kind.value,
             "prefill": plan.prefill,
@@ -206,16 +213,32 @@ class Attempt:
             "prefill_site": self._site(plan.prefill),
             "decode_site": self._site(plan.decode),
             "attempts": self.decision.attempt,
-            "device_hit_tokens": 0 if computing is None else computing.sequence.hit_tokens,
-            "host_hit_tokens": tiers.get("host", 0),
-            "disk_hit_tokens": tiers.get("disk", 0),
+            **self._computing(),
             "moved_tokens": 0 if fetch is None else fetch.arrived_blocks * size,
             "computed_tokens": sum(job.computed_tokens for _, job in self._jobs),
             "shipped_bytes": 0 if handover is None else int(handover.shipped_bytes),
             "moved_bytes": 0 if fetch is None else fetch.moved_bytes,
-            "queued_s": 0.0 if computing is None or computing.began_s is None else computing.began_s - computing.submitted_s,
-            "worst_itl_s": worst_s,
+            "worst_itl_s": self._worst_itl_s(),
         }
+
+    def _computing(self) -> dict[str, Any]:
+        """Of the job that computes the prompt: what it found, and how long it waited for its first pass."""
+        prefill = self.decision.plan.prefill
+        job = next((job for worker, job in self._jobs if worker.facts.id == prefill), None)
+        if job is None:
+            return {}
+        return {
+            "device_hit_tokens": job.sequence.hit_tokens,
+            "host_hit_tokens": job.tier_hit_tokens.get(Tier.HOST, 0),
+            "disk_hit_tokens": job.tier_hit_tokens.get(Tier.DISK, 0),
+            "queued_s": 0.0 if job.began_s is None else job.began_s - job.submitted_s,
+        }
+
+    def _worst_itl_s(self) -> float | None:
+        decode = self._decode
+        if decode is None or decode.first_token_s is None or decode.sequence.generated < 2:
+            return None
+        return self._decode_worker.worst_itl_s(decode.first_token_s)
 
     def _site(self, worker: WorkerId) -> str:
         return self._world.workers[worker].facts.site

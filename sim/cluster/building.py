@@ -28,7 +28,10 @@ def model_profiles(scenario: Scenario) -> list[ModelProfile]:
 
 
 def _model_profile(number: int, section: ModelSection, block_tokens: int) -> ModelProfile:
-    known = None if section.shape is None else shape_of(section.shape)
+    try:
+        known = None if section.shape is None else shape_of(section.shape)
+    except ConfigError as error:
+        raise ConfigError(f"models[{number}].shape: {error}") from error
     bytes_per_token = section.bytes_per_token or (known and known.bytes_per_token)
     if not bytes_per_token:
         raise ConfigError(f"models[{number}]: give a shape, or bytes_per_token")

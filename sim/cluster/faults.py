@@ -1,6 +1,11 @@
-"""What goes wrong in a run, and when: crashes, slow workers, links that degrade or are cut, a router that begins anew."""
+"""What goes wrong in a run, and when: crashes, slow workers, links that degrade or are cut, a router that begins anew.
 
+Faults may overlap: a worker is back when none of its faults lasts any more, and factors multiply.
+"""
+
+from collections.abc import Hashable
 from functools import partial
+from math import prod
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -20,6 +25,8 @@ class Faults:
     def __init__(self, world: "World", sections: tuple[FaultSection, ...], random: Random) -> None:
         self._world = world
         self._planned = [(section, self._hit(section, random)) for section in sections]
+        self._lasting: dict[Hashable, list[float]] = {}
+        """Factors of the faults that last, by what they hit: 0 stands for a worker that is gone."""
 
     def begin(self) -> None:
         """Let them be due."""
@@ -43,45 +50,60 @@ class Faults:
         names = ", ".join(worker.facts.id for worker in workers)
         match section.kind:
             case "crash" | "site":
-                self._mark(f"{section.site or names} is gone")
-                for worker in workers:
-                    if worker.is_up:
-                        self._world.lose(worker, "crashed")
+                self._mark(f"{section.site if section.kind == 'site' else names} is gone")
             case "slow":
                 self._mark(f"{names} takes {section.factor:g} times as long")
-                for worker in workers:
-                    worker.slow_factor = section.factor
             case "link":
                 self._mark(f"{section.source} and {section.target} have {section.factor:.0%} of their link")
-                self._set_link(section, section.factor)
             case "router":
                 self._mark("the router begins anew")
                 self._world.restart_router()
+        self._turn(section, workers, begins=True)
         if section.for_s is not None:
             self._world.kernel.after(section.for_s, partial(self._mend, section, workers))
 
     def _mend(self, section: FaultSection, workers: list["SimulatedWorker"]) -> None:
+        if self._world.is_over:
+            return
+        self._turn(section, workers, begins=False)
+        names = ", ".join(worker.facts.id for worker in workers)
+        match section.kind:
+            case "crash" | "site" if all(worker.is_up for worker in workers):
+                self._mark(f"{section.site if section.kind == 'site' else names} is back")
+            case "slow":
+                self._mark(f"{names} takes as long as before")
+            case "link":
+                self._mark(f"{section.source} and {section.target} have their link again")
+
+    def _turn(self, section: FaultSection, workers: list["SimulatedWorker"], *, begins: bool) -> None:
+        """A fault begins or ends: whatever it hits is as the faults that last then make it."""
         match section.kind:
             case "crash" | "site":
                 for worker in workers:
-                    if not worker.is_up:
-                        worker.come_back()
-                        self._world.join(worker)
-                self._mark(f"{section.site or workers[0].facts.id} is back")
+                    self._set_up(worker, is_up=self._factor(("up", worker.facts.id), 0.0, begins=begins) > 0.0)
             case "slow":
                 for worker in workers:
-                    worker.slow_factor = 1.0
+                    worker.take_times_as_long(self._factor(("slow", worker.facts.id), section.factor, begins=begins))
             case "link":
-                self._set_link(section, 1.0)
-                self._mark(f"{section.source} and {section.target} have their link again")
-            case "router":
-                pass
+                assert section.source is not None and section.target is not None
+                for pair in dict.fromkeys([(section.source, section.target), (section.target, section.source)]):
+                    if self._world.network.has_link(*pair):
+                        self._world.network.set_factor(*pair, self._factor(pair, section.factor, begins=begins))
 
-    def _set_link(self, section: FaultSection, factor: float) -> None:
-        assert section.source is not None and section.target is not None
-        for pair in ((section.source, section.target), (section.target, section.source)):
-            if self._world.network.has_link(*pair):
-                self._world.network.set_factor(*pair, factor)
+    def _factor(self, what: Hashable, factor: float, *, begins: bool) -> float:
+        """What the faults that last make of something, with one more or one fewer of them."""
+        lasting = self._lasting.setdefault(what, [])
+        if begins:
+            lasting.append(factor)
+        else:
+            lasting.remove(factor)
+        return prod(lasting)
+
+    def _set_up(self, worker: "SimulatedWorker", *, is_up: bool) -> None:
+        if worker.is_up and not is_up:
+            self._world.lose(worker, "crashed")
+        elif is_up and not worker.is_up:
+            self._world.bring_back(worker)
 
     def _mark(self, text: str) -> None:
         self._world.marks.append(Mark(at_s=self._world.kernel.now, text=text))

@@ -20,7 +20,26 @@ class Flight:
     first_token_s: float | None = None
     """When the sender had it."""
     answered_tokens: int = 0
-    """Tokens that earlier attempts sent before they broke."""
+    """Tokens that attempts sent before they broke."""
+    broke: bool = False
+    """Whether `attempt` broke: its tokens are counted, and no other attempt has begun."""
+
+    def begin(self, attempt: Attempt) -> None:
+        """Another attempt, the first one included."""
+        self.attempt, self.broke = attempt, False
+        if self.first_decision is None:
+            self.first_decision = attempt.decision
+
+    def note_broke(self) -> None:
+        """The attempt broke, and was cancelled: the sender has what it generated."""
+        assert self.attempt is not None and not self.broke
+        self.answered_tokens += self.attempt.generated
+        self.broke = True
+
+    @property
+    def is_travelling(self) -> bool:
+        """Whether somebody works on it."""
+        return self.attempt is not None and not self.attempt.is_over
 
     def resumed(self) -> Request:
         """What remains to be answered: the prompt with the tokens that the sender has already."""
@@ -30,7 +49,14 @@ class Flight:
         tokens = arrival.prompt_tokens + done
         keys = (arrival.keys + arrival.answer_keys)[: tokens // arrival.block_tokens]
         left = max(1, request.max_output_tokens - done)
-        return replace(request, block_keys=keys, prompt_tokens=tokens, max_output_tokens=left)
+        return replace(
+            request,
+            block_keys=keys,
+            prompt_tokens=tokens,
+            max_output_tokens=left,
+            # The first token was in time already.
+            ttft_deadline_s=None,
+        )
 
     @property
     def tokens_left(self) -> int:
@@ -45,15 +71,15 @@ class Flight:
     def record(self, outcome: str, ended_s: float, reason: str = "") -> RequestRecord:
         """How it ended; `ended_s` is when the sender knew."""
         arrival, attempt, first = self.arrival, self.attempt, self.first_decision
+        facts = {} if attempt is None else attempt.facts()
         output = self.answered_tokens
-        if attempt is None:
-            facts = {}
-        else:
-            facts = attempt.facts()
+        if attempt is not None and not self.broke:
             output += attempt.generated
+        # A first token that was on its way when the request ended never came.
+        first_token_s = self.first_token_s if (self.first_token_s or 0.0) <= ended_s else None
         tpot_s = None
-        if self.first_token_s is not None and output > 1:
-            tpot_s = (ended_s - self.first_token_s) / (output - 1)
+        if first_token_s is not None and output > 1:
+            tpot_s = (ended_s - first_token_s) / (output - 1)
         return RequestRecord(
             id=arrival.id,
             at_s=arrival.at_s,
@@ -66,7 +92,7 @@ class Flight:
             prompt_tokens=arrival.prompt_tokens,
             output_tokens=output,
             waited_s=ended_s - arrival.at_s if first is None else first.decided_s - arrival.at_s,
-            ttft_s=None if self.first_token_s is None else self.first_token_s - arrival.at_s,
+            ttft_s=None if first_token_s is None else first_token_s - arrival.at_s,
             tpot_s=tpot_s,
             e2e_s=ended_s - arrival.at_s,
             predicted_ttft_s=None if first is None else first.plan.estimate.ttft_s,

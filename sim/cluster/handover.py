@@ -2,7 +2,8 @@
 
 The fluid that flows is bytes. A pass that computes some blocks for `d` seconds makes them in layers; the layers are
 grouped into at most `GROUPS` parts, each of which may leave as soon as its share of the pass is done. The flow opens
-when both ends have room; what was computed before that waits at the source.
+when the target has room and has asked; what was computed before that waits at the source, whose blocks stay pinned
+until all has been sent.
 """
 
 from homing.router.core.events import TransferFinished
@@ -11,6 +12,7 @@ from homing.router.core.types import RequestId
 from ..kernel import Handle, Kernel
 from ..network.network import Flow, Network
 from .job import Job
+from .transfers import SETUP_ROUND_TRIPS
 from .worker import SimulatedWorker
 
 GROUPS = 16
@@ -44,11 +46,12 @@ class Handover:
         self._groups = min(GROUPS, layers)
         self._flow: Flow | None = None
         self._waiting_bytes = 0.0
-        self._promised = range(blocks.start, blocks.start)
         self._complete = False
         self._over = False
         self._job: Job | None = None
+        self._pinned: list[int] = []
         self._timers: list[Handle] = []
+        self._asking: Handle | None = None
         self.shipped_bytes = 0.0
         for end in (source, target):
             end.transfers[self] = None
@@ -56,25 +59,33 @@ class Handover:
     # -- the target ----------------------------------------------------------------------------------------------
 
     def begin(self, job: Job, needed: range) -> None:
-        """The decode worker has room."""
+        """The decode worker has room; those at `needed` are still wanted."""
+        self._job = job
         if self._over:
             job.sequence.arrivals_ended()
-            self._target.settle(job)
-            return
-        self._job = job
+        elif not needed:
+            self._shut(complete=True)
+        else:
+            rtt_s = self._network.rtt_s(self._source.facts.site, self._target.facts.site)
+            self._asking = self._kernel.after(SETUP_ROUND_TRIPS * rtt_s, self._open)
+
+    def _open(self) -> None:
         sites = self._source.facts.site, self._target.facts.site
         via = (f"{self._source.facts.id}/out", f"{self._target.facts.id}/in")
         self._flow = self._network.open(*sites, via=via, on_done=self._all_here)
         if self._waiting_bytes:
             self._flow.add(self._waiting_bytes)
-        if self._complete:
+        if self._complete and not self._timers:
             self._flow.close()
 
     # -- the source ----------------------------------------------------------------------------------------------
 
-    def begun(self, blocks: range) -> None:
-        """These were in the source's cache."""
-        self._ready(blocks)
+    def begun(self, job: Job, blocks: range) -> None:
+        """The prefill has its blocks; these were in the source's cache."""
+        if not self._over:
+            self._pinned = job.sequence.blocks[self._blocks.start : self._blocks.stop]
+            self._source.keep(self._pinned)
+            self._ready(blocks)
 
     def arrived(self, blocks: range) -> None:
         """These came to the source from elsewhere."""
@@ -83,7 +94,7 @@ class Handover:
     def computing(self, blocks: range, seconds: float) -> None:
         """A pass of so many seconds has begun that computes these blocks."""
         size = self._size_of(blocks)
-        if not size:
+        if self._over or not size:
             return
         part = size / self._groups
         for group in range(1, self._groups):
@@ -136,37 +147,44 @@ class Handover:
         job = self._job
         assert job is not None
         needed = job.sequence.still_expected
-        if not job.ended and needed and job.sequence.claim(needed):
+        if needed and job.sequence.claim(needed):
             self._target.arrived(job, needed)
         self._end(complete=True)
 
     def _end(self, *, complete: bool) -> None:
         if self._over:
             return
+        self._shut(complete=complete)
+        job, target = self._job, self._target
+        if job is not None and target.is_up and not job.ended:
+            job.sequence.arrivals_ended()
+            target.settle(job)
+
+    def _shut(self, *, complete: bool) -> None:
+        """Nothing more flows."""
         self._over = True
-        for timer in self._timers:
+        for timer in (*self._timers, *([] if self._asking is None else [self._asking])):
             timer.cancel()
         for end in (self._source, self._target):
             end.transfers.pop(self, None)
-        seconds = None
         if self._flow is not None:
             self.shipped_bytes = self._flow.carried_bytes
-            seconds = self._flow.flowing_s if complete else None
+        if self._job is not None and self._target.is_up:
+            self._tell(self._job, complete=complete)
+        if self._flow is not None:
             self._flow.cancel()
-        job = self._job
-        if job is None or not self._target.is_up:
-            return
-        self._target.tell(
-            TransferFinished(
-                request_id=self._request_id,
-                source=self._source.facts.id,
-                target=self._target.facts.id,
-                bytes=int(self.shipped_bytes),
-                seconds=seconds,
-                complete=complete,
-            )
+        if self._pinned and self._source.is_up:
+            self._source.let_go(self._pinned)
+
+    def _tell(self, job: Job, *, complete: bool) -> None:
+        """The target says how it went."""
+        flow = self._flow
+        event = TransferFinished(
+            request_id=self._request_id,
+            source=self._source.facts.id,
+            target=self._target.facts.id,
+            bytes=int(self.shipped_bytes),
+            seconds=flow.flowing_s if complete and flow is not None else None,
+            complete=complete,
         )
-        if not job.ended:
-            job.sequence.arrivals_ended()
-            self._target.settle(job)
-        self._target.flush()
+        self._target.tell(event, job.owner)

@@ -4,11 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from homing.router.core.types import Tier
 from homing.workers.engine.sequence import Sequence, Waiting
+
+from .ports import Transfer
 
 
 class Owner(Protocol):
     """Who wants to know what becomes of a job."""
+
+    is_over: bool
 
     def prefilled(self, job: "Job") -> None:
         """All blocks of a prefill only are there."""
@@ -23,8 +28,8 @@ class Owner(Protocol):
 class Outgoing(Protocol):
     """Who wants the blocks that a job computes as they come."""
 
-    def begun(self, blocks: range) -> None:
-        """These blocks of the prompt were there before anything was computed."""
+    def begun(self, job: "Job", blocks: range) -> None:
+        """The job has its room; these blocks of the prompt are there before anything is computed or has arrived."""
 
     def computing(self, blocks: range, seconds: float) -> None:
         """A pass that takes so long computes these blocks, layer by layer."""
@@ -66,9 +71,13 @@ class Job:
     outgoing: Outgoing | None = None
     began_s: float | None = None
     computed: list[Computed] = field(default_factory=list)
-    first_token_s: float = 0.0
+    first_token_s: float | None = None
     ended: bool = False
-    tier_hit_tokens: dict[str, int] = field(default_factory=dict)
+    is_shipping: bool = False
+    """Whether `outgoing` was told that it has begun."""
+    load: Transfer | None = None
+    """What comes up for it from the worker's own lower tiers."""
+    tier_hit_tokens: dict[Tier, int] = field(default_factory=dict)
 
     def note_computed(self, start: int, stop: int, seconds: float) -> None:
         """A pass computed tokens `[start, stop)` of the prompt in so much of the worker's time."""

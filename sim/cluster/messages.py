@@ -43,22 +43,30 @@ class KvChannel:
 
     def resync(self) -> None:
         """Everything anew, numbered from here; older messages that are still on their way are not believed."""
+        self.begin_anew()
+        self.send([CacheCleared(worker_id=self._worker.facts.id), *self._worker.everything_cached()])
+
+    def begin_anew(self) -> None:
+        """What is on its way is not believed: the worker is gone, or about to tell everything."""
         self._asked = False
         self._expected = self._sent
-        whole = [CacheCleared(worker_id=self._worker.facts.id), *self._worker.everything_cached()]
-        self.send(list(whole))
 
     def _receive(self, number: int, events: list[Event]) -> None:
+        if self._asked or number < self._expected:
+            return
         if number == self._expected:
             self._expected += 1
             self._world.router.tell(events)
-        elif number > self._expected and not self._asked:
-            self._asked = True
-            self._world.commands["kv event gap"] += 1
-            world = self._world
-            world.router.tell((CacheCleared(worker_id=self._worker.facts.id),))
-            world.kernel.after(world.one_way_s(world.router.site, self._worker.facts.site), self._ask)
+            return
+        self._asked = True
+        world = self._world
+        world.commands["kv event gap"] += 1
+        world.router.tell((CacheCleared(worker_id=self._worker.facts.id),))
+        lives = self._worker.lives
+        back_s = world.one_way_s(world.router.site, self._worker.facts.site)
+        world.kernel.after(back_s, lambda: self._ask(lives))
 
-    def _ask(self) -> None:
-        if self._asked and self._worker.is_up:
+    def _ask(self, lives: int) -> None:
+        """The worker is asked for everything, if it is still the one that the question was for."""
+        if self._asked and self._worker.is_up and self._worker.lives == lives:
             self.resync()

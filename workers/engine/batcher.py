@@ -2,8 +2,10 @@
 
 Every pass first decodes one token of each sequence that generates, then fills up to `step_tokens_max` with chunks of
 prompts, first come first served; a prompt that waits for arrivals is passed over. A sequence gets all blocks that it
-may ever need when it is admitted, so that nothing that runs is ever thrown out again. A prompt looks into the cache when
-it is admitted and once more when its computation begins: of siblings that came together, the first computes what they
+may ever need when it is admitted, so that nothing that runs is ever thrown out again.
+
+A prompt looks into the cache when it is admitted and again before its computation begins, and it does not begin in a
+pass that computes the block it needs next for another: of siblings that came together, the first computes what they
 share and the others find it.
 
 Rule 1: told what happened, it answers what to compute; it measures no time.
@@ -215,6 +217,8 @@ class Batcher:
                 return
             if not sequence.has_begun and not sequence.has_fixed_blocks:
                 self._look_again(sequence)
+                if chunks and _is_coming(sequence, chunks):
+                    continue
             start, stop = sequence.next_range()
             stop = min(stop, start + budget)
             if start < stop:
@@ -224,12 +228,8 @@ class Batcher:
                 chunks.append(Chunk(sequence, start, stop, samples))
 
     def _look_again(self, sequence: Sequence) -> None:
-        """What others computed since it was admitted need not be computed again.
-
-        Of a prefill only, the last block is: what takes part in no pass would be noticed by nobody.
-        """
-        end = sequence.reusable_blocks - sequence.is_prefill_only
-        following = sequence.keys[sequence.committed : end]
+        """What others computed since it was admitted need not be computed again."""
+        following = sequence.keys[sequence.committed : _exchangeable_blocks(sequence)]
         more = self.cache.match(following)
         if more:
             self.cache.pin(more)
@@ -278,3 +278,29 @@ class Batcher:
     def _release(self, sequence: Sequence) -> None:
         self._forget(sequence)
         self.cache.unpin(sequence.blocks)
+
+
+def _exchangeable_blocks(sequence: Sequence) -> int:
+    """Leading blocks that may be taken from the cache after admission.
+
+    Of a prefill only, the last block is not: what takes part in no pass would be noticed by nobody.
+    """
+    return sequence.reusable_blocks - sequence.is_prefill_only
+
+
+def _is_coming(sequence: Sequence, chunks: list[Chunk]) -> bool:
+    """Whether one of these chunks computes the very block that a sequence needs next.
+
+    Keys are chained: where two are equal they stand at the same position.
+    """
+    position = sequence.committed
+    if position >= min(_exchangeable_blocks(sequence), len(sequence.keys)):
+        return False
+    key, start = sequence.keys[position], position * sequence.block_tokens
+    return any(
+        chunk.start < start + sequence.block_tokens
+        and start < chunk.stop
+        and position < len(chunk.sequence.keys)
+        and chunk.sequence.keys[position] == key
+        for chunk in chunks
+    )

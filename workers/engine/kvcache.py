@@ -100,25 +100,31 @@ class KvCache:
 
     def unpin(self, blocks: Sequence[int]) -> None:
         """Stop using blocks, given in prompt order. What has a key stays findable, the rest is free at once."""
+        books = self._blocks
         for number in reversed(blocks):
-            block = self._blocks[number]
-            assert block.pins > 0, f"block {number} is unpinned more often than pinned"
-            block.pins -= 1
-            if block.pins == 0:
+            block = books[number]
+            pins = block.pins = block.pins - 1
+            if not pins:
                 if block.key is None:
                     self._free.append(number)
                 else:
                     self._evictable[number] = None
+            else:
+                assert pins > 0, f"block {number} is unpinned more often than pinned"
 
     def allocate(self, count: int) -> list[int] | None:
         """`count` blocks without content, pinned once; None (and nothing changed) when there are not that many."""
         if count > self.available:
             return None
-        while len(self._free) < count:
-            self._evict()
-        taken = [self._free.pop() for _ in range(count)]
+        if len(self._free) < count:
+            self._evict(count - len(self._free))
+        first = len(self._free) - count
+        taken = self._free[first:]
+        taken.reverse()
+        del self._free[first:]
+        blocks = self._blocks
         for number in taken:
-            self._blocks[number].pins = 1
+            blocks[number].pins = 1
         return taken
 
     def commit(self, number: int, key: BlockKey, parent: BlockKey | None) -> None:
@@ -187,10 +193,11 @@ class KvCache:
                 assert self._by_key[block.key] == number
         assert all(self._blocks[number].key == key for key, number in self._by_key.items())
 
-    def _evict(self) -> None:
-        number, _ = self._evictable.popitem(last=False)
-        self._forget(number)
-        self._free.append(number)
+    def _evict(self, count: int) -> None:
+        for _ in range(count):
+            number, _ = self._evictable.popitem(last=False)
+            self._forget(number)
+            self._free.append(number)
 
     def _forget(self, number: int) -> None:
         block = self._blocks[number]

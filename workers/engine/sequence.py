@@ -21,8 +21,11 @@ from enum import StrEnum
 from homing.router.core.types import BlockKey
 
 MEET_CHUNK_TOKENS = 128
-"""How far a computation that meets arrivals reaches ahead in one pass: the two meet within this many tokens of the best
-place, for the price of a pass's overhead per chunk."""
+"""How far a computation that meets arrivals reaches ahead in one pass at the least: the two meet within so many tokens
+of the best place, for the price of a pass's overhead per chunk."""
+MEET_PART = 4
+"""Far apart it takes this part of the way between them in one pass: a few passes instead of many, and no further than
+the best place unless blocks arrive more than three times as fast as they are computed."""
 
 
 class Waiting(StrEnum):
@@ -212,7 +215,8 @@ class Sequence:
             barrier = self._expected.start if barrier is None else min(barrier, self._expected.start)
         stop = self.end if barrier is None else min(self.end, barrier * self.block_tokens)
         if self.is_meeting and self.wants_arrivals:
-            stop = min(stop, start + MEET_CHUNK_TOKENS)
+            between = min(stop, self._expected.stop * self.block_tokens) - start
+            stop = min(stop, start + max(MEET_CHUNK_TOKENS, between // MEET_PART))
         return start, stop
 
     def computed(self, end: int) -> None:

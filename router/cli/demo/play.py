@@ -25,6 +25,10 @@ class Played:
     step: Step
     prompt: list[int]
     tokens: list[int] = field(default_factory=list)
+    sent_s: float = 0.0
+    first_token_s: float = 0.0
+    ended_s: float = 0.0
+    """By the clock of the event loop, as the sender saw it."""
     decision: common_pb2.Decision | None = None
     summary: router_pb2.Summary | None = None
     first_token: asyncio.Event = field(default_factory=asyncio.Event)
@@ -65,7 +69,7 @@ class Player:
         await asyncio.gather(*running)
 
     async def _send(self, played: Played) -> None:
-        step = played.step
+        step, clock_s = played.step, asyncio.get_running_loop().time
         request = router_pb2.GenerateRequest(
             request=router_pb2.RouteRequest(
                 request_id=step.name,
@@ -75,15 +79,19 @@ class Player:
             ),
             ignore_eos=step.to_the_end,
         )
+        played.sent_s = clock_s()
         async for reply in self._router.Generate(request, timeout=REQUEST_TIMEOUT_S):
             match reply.WhichOneof("part"):
                 case "decision":
                     played.decision = reply.decision
                 case "tokens":
+                    if not played.tokens:
+                        played.first_token_s = clock_s()
                     played.tokens += reply.tokens.ids
                     played.first_token.set()
                 case "summary":
                     played.summary = reply.summary
+        played.ended_s = clock_s()
         self._answers[step.name] = played.text(self._tokenizer)
 
 

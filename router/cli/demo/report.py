@@ -1,8 +1,6 @@
 """What the demo shows at its end: each request, each link, and what was saved."""
 
-import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -45,11 +43,11 @@ def requests_table(played: list[Played]) -> Table:
         assert one.summary is not None
         table.add_row(
             one.step.name,
-            _kind(one),
-            _where(one),
+            kind_of(one),
+            where_of(one),
             str(one.summary.prompt_tokens),
             str(one.summary.hit_tokens),
-            f"{_moved_bytes(one) / 1e6:.1f} MB" if _moved_bytes(one) else "-",
+            f"{moved_bytes(one) / 1e6:.1f} MB" if moved_bytes(one) else "-",
             f"{one.summary.predicted_ttft_s:.2f} s",
             f"{one.summary.ttft_s:.2f} s",
             f"{one.recomputed_ttft_s:.2f} s",
@@ -112,10 +110,10 @@ def summary(played: list[Played]) -> dict[str, Any]:
     return {
         "requests": len(played),
         "same_tokens": sum(bool(one.same_tokens) for one in played),
-        "plans": {kind.value: sum(_kind(one) == kind for one in played) for kind in PlanKind},
+        "plans": {kind.value: sum(kind_of(one) == kind for one in played) for kind in PlanKind},
         "prompt_tokens": sum(end.prompt_tokens for end in ends),
         "prefill_tokens_saved": sum(end.hit_tokens for end in ends),
-        "moved_bytes": sum(_moved_bytes(one) for one in played),
+        "moved_bytes": sum(moved_bytes(one) for one in played),
         "ttft_s": sum(end.ttft_s for end in ends),
         "recomputed_ttft_s": sum(one.recomputed_ttft_s for one in played),
         "ttft_error_median": median(errors),
@@ -147,43 +145,21 @@ def show(console: Console, played: list[Played], links: list[LearnedLink]) -> No
         console.print(f"[yellow]Not chosen this time: {', '.join(missing)} (no request made it the cheapest).[/yellow]")
 
 
-def write_json(path: Path, played: list[Played], links: list[LearnedLink]) -> None:
-    """Everything that was shown, for machines."""
-    rows = [
-        {
-            "request": one.step.name,
-            "plan": _kind(one),
-            "where": _where(one),
-            "predicted_ttft_s": one.summary.predicted_ttft_s,
-            "ttft_s": one.summary.ttft_s,
-            "recomputed_ttft_s": one.recomputed_ttft_s,
-            "prompt_tokens": one.summary.prompt_tokens,
-            "hit_tokens": one.summary.hit_tokens,
-            "moved_bytes": _moved_bytes(one),
-            "same_tokens": one.same_tokens,
-            "tokens": one.tokens,
-        }
-        for one in played
-        if one.summary is not None
-    ]
-    path.write_text(
-        json.dumps({"summary": summary(played), "requests": rows, "links": [asdict(link) for link in links]}, indent=2)
-        + "\n"
-    )
-
-
-def _kind(played: Played) -> str:
+def kind_of(played: Played) -> str:
+    """The plan that was carried out."""
     assert played.decision is not None
     return PLAN_KIND_NAMES[played.decision.plan.kind]
 
 
-def _where(played: Played) -> str:
+def where_of(played: Played) -> str:
+    """The way of its blocks, or its worker."""
     assert played.decision is not None
     plan = played.decision.plan
     steps = [f"{move.source} -> {move.target}" for move in plan.moves]
     return ", ".join(steps) or plan.decode
 
 
-def _moved_bytes(played: Played) -> int:
+def moved_bytes(played: Played) -> int:
+    """KV that came from other workers."""
     assert played.summary is not None
     return sum(done.bytes for done in played.summary.transfers)

@@ -22,8 +22,10 @@ from ..client import told
 from .fleet import PLACES, REFERENCE, Memory, emulated_links, lay_out, scale_links
 from .play import Played, Player, recompute
 from .processes import Processes
-from .report import learned_links, show, wide_console, write_json
+from .record import fleet_facts, write_json
+from .report import learned_links, show, wide_console
 from .script import STEPS, longest_prompts
+from .speed import Speed, measure_speed
 
 console = wide_console()
 
@@ -34,6 +36,8 @@ SCALE_TOKENS = 512
 """The prompt length at which moving and computing are balanced."""
 CHECKER = "fra-p"
 """The worker that recomputes every answer at the end."""
+NEIGHBOUR = "fra-1"
+"""Another one in the same site."""
 
 
 def run_demo(model: str, out: Path | None, *, verbose: bool) -> None:
@@ -76,16 +80,19 @@ async def _demo(model: str, directory: Path, out: Path | None, *, verbose: bool)
             router = RouterStub(channel)
             await _start(config, directory, processes, router)
             console.print(f"All have joined after {time.monotonic() - began_s:.0f} s.")
-            true_bytes_per_s = await _scale(wan, router)
+            joined = await router.GetFleet(router_pb2.GetFleetRequest())
+            true_bytes_per_s = _scale(wan, joined)
             played = await _play(router, config, model)
             fleet = await router.GetFleet(router_pb2.GetFleetRequest())
             await _check(config, played)
+            speed = None if out is None else await _speed(config, router, played)
     console.print()
     links = learned_links(fleet, true_bytes_per_s)
     show(console, played, links)
     console.print(f"The whole demo took {time.monotonic() - began_s:.0f} s.")
-    if out is not None:
-        write_json(out, played, links)
+    if out is not None and speed is not None:
+        facts = fleet_facts(config, model, joined, true_bytes_per_s)
+        write_json(out, played=played, links=links, fleet=facts, speed=speed)
 
 
 def _memory(model: str) -> Memory:
@@ -127,9 +134,8 @@ async def _joined(router: RouterStub, processes: Processes, wanted: int) -> None
             here = 0
 
 
-async def _scale(wan: Wan, router: RouterStub) -> dict[tuple[str, str], float]:
+def _scale(wan: Wan, fleet: router_pb2.GetFleetReply) -> dict[tuple[str, str], float]:
     """Set the true speed of the links by what the workers measured of themselves; the router is not told."""
-    fleet = await router.GetFleet(router_pb2.GetFleetRequest())
     reference = next(worker for worker in fleet.workers if worker.id == REFERENCE)
     per_token_s = reference.prefill_b_s + reference.prefill_q_s * SCALE_TOKENS
     true = scale_links(wan, reference.kv_bytes_per_token, per_token_s)
@@ -159,3 +165,9 @@ async def _check(config: Config, played: list[Played]) -> None:
     for number, one in enumerate(played, start=1):
         with console.status(f"recomputing every answer on {CHECKER} alone: {number} of {len(played)}"):
             await recompute(address, one)
+
+
+async def _speed(config: Config, router: RouterStub, played: list[Played]) -> Speed:
+    text = max((one.prompt for one in played), key=len)
+    with console.status(f"timing prefill and decode on {CHECKER}, for the simulator"):
+        return await measure_speed(config, router, timed=CHECKER, beside=NEIGHBOUR, text=text)

@@ -11,6 +11,7 @@ from math import inf
 from random import Random
 from typing import Any
 
+from ..blocks import reusable_blocks
 from ..commands import Cancel, Command, Dispatch
 from ..congestion import Congestion, LinkId
 from ..events import (
@@ -22,8 +23,8 @@ from ..events import (
     PrefillFinished,
     RequestCancelled,
     RequestFinished,
+    WorkerDraining,
     WorkerJoined,
-    WorkerLost,
 )
 from ..pending import PendingPrefixes
 from ..planner import Breadth, search
@@ -31,17 +32,21 @@ from ..question import Question
 from ..rates import REFERENCE_TOKENS
 from ..rebalance import RoleBalance
 from ..space import CacheSpace
+from ..tolls import Tolls
 from ..topology import Topology
-from ..types import Decision, ModelName, MoveKind, Plan, Role, Site, Tier, WorkerId
+from ..types import Decision, ModelName, MoveKind, Plan, PlanKind, Role, Site, Tier, WorkerId
 from .options import NotNegative
+from .watching import gone
 
 
 class Homing:
     """Choose the plan of least seconds among all five kinds.
 
     `explains`: the best plan of each losing kind is shown beside the winner. `siblings`: a prompt may wait for a prefix
-    that is being computed. `tolls`: congestion prices of pools and links are learned. `stall` and `crowd_s`: what
-    answers that are decoded on a worker suffer from one more prompt and one more answer (`tolls.Tolls`).
+    that is being computed. `tolls`: congestion prices of pools and links are learned. `rebalance`: role changes are
+    wished for. `stall`, `crowd_s` and `together`: what answers and prompts on a worker suffer from one more of each
+    (`tolls.Tolls`). `place`: what a regretted token costs, in the seconds that it takes to compute one. `breadth`: how
+    widely the search looks. With every switch off and every number 0 the choice is greedy on TTFT.
     """
 
     name = "homing"
@@ -76,6 +81,7 @@ class Homing:
         self._block_tokens: dict[ModelName, int] = {}
         self._now = 0.0
         self._topology: Topology | None = None
+        self._prices: Tolls | None = None
         self._handle: dict[type, Callable[[Any], None]] = {
             FirstToken: lambda event: self._pending.end(event.request_id),
             PrefillFinished: lambda event: self._pending.end(event.request_id),
@@ -85,7 +91,7 @@ class Homing:
             BlocksRemoved: self._removed,
             LoadReported: self._reported,
             WorkerJoined: self._joined,
-            WorkerLost: self._lost,
+            WorkerDraining: lambda event: self._takes_nothing_new(event.worker_id),
         }
 
     def choose(self, question: Question, random: Random) -> list[Plan]:
@@ -94,7 +100,7 @@ class Homing:
         self._block_tokens[question.request.model] = question.profile.block_tokens
         pricer.tolls.stall, pricer.tolls.crowd_s = self._stall, self._crowd_s
         pricer.tolls.together = self._together
-        self._topology = pricer.topology
+        self._topology, self._prices = pricer.topology, pricer.tolls
         self._congestion.update(pricer.tolls if self._tolls else None, pricer.now)
         if self._place:
             deepest = question.levels[0].depth if question.levels else 0
@@ -118,6 +124,8 @@ class Homing:
                 self._dispatched(command.decision)
             elif isinstance(command, Cancel):
                 self._pending.end(command.request_id)
+        for worker in gone(event, commands):
+            self._lost(worker)
 
     def loads(self) -> dict[str, float]:
         """How much is asked of each pool and link, 1 being all that it has."""
@@ -139,7 +147,7 @@ class Homing:
             question.pricer.tolls.set_place(state.worker.id, self._place * uses * token_s)
 
     def _removed(self, event: BlocksRemoved) -> None:
-        if event.tier is Tier.DEVICE:
+        if event.tier is Tier.DEVICE and event.worker_id in self._sites:
             self._space.evicted(event.worker_id, event.keys, self._now)
 
     def _joined(self, event: WorkerJoined) -> None:
@@ -148,12 +156,18 @@ class Homing:
         if self._balance is not None:
             self._balance.joined(event.worker)
 
-    def _lost(self, event: WorkerLost) -> None:
-        self._sites.pop(event.worker_id, None)
-        self._space.left(event.worker_id)
-        self._congestion.left(event.worker_id)
+    def _lost(self, worker: WorkerId) -> None:
+        self._sites.pop(worker, None)
+        self._space.left(worker)
+        self._takes_nothing_new(worker)
+        if self._prices is not None:
+            self._prices.forget_worker(worker)
+
+    def _takes_nothing_new(self, worker: WorkerId) -> None:
+        """It is no capacity any more, whatever it still has to do; its cache may be read for a while."""
+        self._congestion.left(worker)
         if self._balance is not None:
-            self._balance.left(event.worker_id)
+            self._balance.left(worker)
 
     def _reported(self, event: LoadReported) -> None:
         if self._balance is not None:
@@ -163,8 +177,11 @@ class Homing:
         request, plan = decision.request, decision.plan
         if self._siblings and all(move.kind is MoveKind.SHIP for move in plan.moves):
             # Who waits for blocks from elsewhere is overtaken by those behind it: they cannot count on its prefix.
-            held = plan.estimate.hit_tokens // self._block_tokens[request.model]
-            self._pending.begin(request.id, plan.prefill, request.block_keys, held, len(request.block_keys))
+            block_tokens = self._block_tokens[request.model]
+            held, end = plan.estimate.hit_tokens // block_tokens, len(request.block_keys)
+            if plan.kind is PlanKind.REMOTE:
+                end = min(end, reusable_blocks(request.prompt_tokens, block_tokens))
+            self._pending.begin(request.id, plan.prefill, request.block_keys, held, end)
         self._congestion.dispatched(decision, self._link_s(plan))
 
     def _link_s(self, plan: Plan) -> dict[LinkId, float]:

@@ -7,7 +7,7 @@ import pytest
 
 from homing.router.core.events import RequestArrived
 from homing.router.core.ledger import Charge
-from homing.router.core.planner import Breadth
+from homing.router.core.planner import Breadth, search
 from homing.router.core.policies.homing import Homing
 from homing.router.core.types import MoveKind, PlanKind, PrefillPrior, RequestId, Role, Site, WorkerId
 
@@ -49,6 +49,32 @@ def test_where_they_differ_little_is_missed(shape):
     found = losses(4.0, shape)
     assert mean(loss > 0 for loss in found) < 0.05
     assert mean(found) < 0.02
+
+
+def take_tolls(random, made):
+    """Whatever a plan could take from others, and different on each worker of a site."""
+    tolls = made.world.tolls
+    tolls.stall, tolls.crowd_s, tolls.together = random.uniform(0, 0.5), random.uniform(0, 0.5), random.uniform(0, 2)
+    for state in made.fleet:
+        tolls.set_worker(state.worker.id, random.choice([0.0, random.uniform(0, 8)]))
+        tolls.set_place(state.worker.id, random.choice([0.0, 10 ** random.uniform(-6, -3)]))
+
+
+def test_bounds_lose_nothing_whatever_others_lose():
+    """With no pool too large to be looked at whole and every source considered, only bounds prune."""
+    everything = Breadth(whole=1000, per_level=1000, sources=1000)
+    dear = 0
+    for seed in range(WORLDS):
+        world = random_world(seed, sites=3, per_site=5, spread=4.0)
+        take_tolls(Random(seed), world.scheduler)
+        for explains in (True, False):
+            plans = search(world.question(), breadth=everything, explains=explains)
+            best_s = min((plan.estimate.score_s for plan in every_plan(world.question())), default=None)
+            assert bool(plans) == (best_s is not None), f"seed {seed}"
+            if plans:
+                assert plans[0].estimate.score_s == pytest.approx(best_s, abs=1e-9), f"seed {seed}"
+                dear += plans[0].estimate.toll_s > 0
+    assert dear > WORLDS / 2
 
 
 def test_the_first_plan_is_the_best_of_those_shown_and_each_kind_is_shown_once():

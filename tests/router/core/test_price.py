@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from homing.router.core.ledger import Charge, Flow
-from homing.router.core.price import SETUP_ROUND_TRIPS, SPLIT_TOKENS_MIN, Source, meeting_point
+from homing.router.core.price import PASS_TOKENS, SETUP_ROUND_TRIPS, SPLIT_TOKENS_MIN, Source, meeting_point
 from homing.router.core.rates import PrefillRate
 from homing.router.core.tolls import Tolls
 from homing.router.core.topology import Topology
@@ -305,3 +305,51 @@ def test_asking_prices_counts_them():
     pricer.remote(pricer.compute(far, 0, 1600), near, 0)
     assert pricer.priced == 3, "two preparations and a handover; a plan is made of what was priced"
     assert PRIOR.q_s == 0, "the numbers of these tests assume a linear prefill"
+
+
+# -- what others lose ------------------------------------------------------------------------------------------------
+
+
+def tolled(tolls, tokens=1601, queued=()):
+    """A question about two workers, of which the near one has prompts of so many tokens in its queue."""
+    pricer, near, far, made = pricer_of(tokens, tolls=tolls)
+    for number, waiting in enumerate(queued):
+        made.fleet.charge(RequestId(f"x{number}"), Charge(compute=((NEAR, 1.0, waiting),)), 0.0)
+    return pricer, near, far
+
+
+@pytest.mark.parametrize(
+    ("queued", "beside"),
+    [((), 0), ((100,), 1), ((100, 100, 100), 3), ((PASS_TOKENS,) * 2, 1), ((2 * PASS_TOKENS,) * 2, 0.5)],
+)
+def test_those_who_share_the_last_pass_end_together(queued, beside):
+    """Of what is queued as many prompts as fit into one pass, and by no more than this prompt takes."""
+    pricer, near, _ = tolled(Tolls(together=0.5), queued=queued)
+    assert pricer.compute(near, 0, 1601).toll_s == pytest.approx(0.5 * beside * 1.611)
+
+
+def test_a_long_prompt_delays_them_by_one_pass():
+    pricer, near, _ = tolled(Tolls(together=0.5), queued=(10,))
+    assert pricer.compute(near, 0, 50_000).toll_s == pytest.approx(0.5 * (0.01 + PASS_TOKENS * 1e-3))
+
+
+def test_all_that_is_not_held_takes_a_place_computed_or_moved():
+    tolls = Tolls()
+    tolls.set_place(NEAR, 1e-3)
+    pricer, near, far = tolled(tolls)
+    assert pricer.compute(near, 60, 1601).toll_s == pytest.approx(0.641)
+    assert pricer.fetch(near, 60, Source(far, 100), 1601).toll_s == pytest.approx(0.641)
+    assert pricer.split(near, 0, Source(far, 100), 1601).toll_s == pytest.approx(1.601)
+    assert pricer.compute(far, 60, 1601).toll_s == 0.0
+
+
+def test_a_handover_takes_places_and_adds_an_answer_where_it_is_decoded():
+    """And places for the full blocks where it is computed."""
+    tolls = Tolls(crowd_s=0.01)
+    tolls.set_place(NEAR, 1e-3)
+    tolls.set_place(FAR, 2e-3)
+    pricer, near, far, made = pricer_of(tolls=tolls)
+    made.fleet.charge(RequestId("x"), Charge(memory=((NEAR, 1),)), 0.0)
+    plan = pricer.remote(pricer.compute(far, 0, 1600), near, 10)
+    assert plan.estimate.toll_s == pytest.approx(3.2 + 1.441 + 0.01)
+    assert pricer.remote_score_s(pricer.compute(far, 0, 1600), near, 10) == pytest.approx(plan.estimate.score_s)

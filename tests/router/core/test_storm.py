@@ -315,7 +315,7 @@ class Storm(RuleBasedStateMachine):
 
     @invariant()
     def nobody_waits_beside_room(self):
-        """I7, as far as `backfill_max` lets the core look, and unless the policy's own rule is to hold requests back."""
+        """I7, as far as `backfill_max` lets the core look, unless the policy's own rule is to hold requests back."""
         if not hasattr(self, "made") or self.made.policy.name == "skywalker":
             return
         for waiting in list(self.made.admission)[: LIMITS.backfill_max + 1]:

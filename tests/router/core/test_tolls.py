@@ -48,8 +48,46 @@ def test_where_a_second_is_worth_nothing_money_does_not_count():
     assert Tolls(dollars_per_s=0.0).link_s(TOPOLOGY, HERE, THERE, GIGABYTE) == 0.0
 
 
+def test_answers_stall_as_long_as_the_worker_computes():
+    """Beside what the worker's time is worth to those who want it."""
+    tolls = Tolls(stall=0.1)
+    tolls.set_worker(A, 0.5)
+    assert tolls.compute_s(A, 2.0, decoding=3) == pytest.approx((0.5 + 0.3) * 2.0)
+    assert tolls.compute_s(WorkerId("b"), 2.0, decoding=3) == pytest.approx(0.6)
+    assert tolls.compute_s(WorkerId("b"), 2.0) == 0.0
+
+
+def test_one_more_answer_is_felt_by_each():
+    assert Tolls(crowd_s=0.01).decode_s(7) == pytest.approx(0.07)
+    assert Tolls(crowd_s=0.01).decode_s(0) == 0.0
+
+
+def test_prompts_that_share_a_pass_end_later():
+    assert Tolls(together=0.5).together_s(2.0, 3.0) == pytest.approx(3.0)
+
+
+def test_a_place_is_priced_per_token_and_worker():
+    tolls = Tolls()
+    tolls.set_place(A, 1e-3)
+    assert tolls.place_s(A, 500) == pytest.approx(0.5)
+    assert tolls.place_s(WorkerId("b"), 500) == 0.0
+
+
+def test_a_worker_that_is_gone_takes_its_prices_along():
+    tolls = Tolls()
+    tolls.set_worker(A, 1.0)
+    tolls.set_place(A, 1.0)
+    tolls.forget_worker(A)
+    tolls.forget_worker(A)
+    assert (tolls.worker(A), tolls.place_s(A, 1)) == (0.0, 0.0)
+
+
 def test_a_negative_price_is_a_fault_of_the_caller():
     tolls = Tolls()
+    with pytest.raises(AssertionError):
+        tolls.set_place(A, -1.0)
+    with pytest.raises(AssertionError):
+        Tolls(together=-1.0)
     with pytest.raises(AssertionError):
         tolls.set_worker(A, -1.0)
     with pytest.raises(AssertionError):

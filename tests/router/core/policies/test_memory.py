@@ -18,6 +18,7 @@ def test_who_remembers():
     known = {
         "dynamo-kv",
         "gorgo",
+        "homing",
         "preble",
         "prfaas-two-timescale",
         "sglang-cache-aware",
@@ -38,6 +39,8 @@ def remembered(policy, now):
             return len(policy.active) + len(policy.active._blocks)
         case "gorgo":
             return policy.in_flight() + len(policy._queued_tokens)
+        case "homing":
+            return policy.pending()
         case "preble":
             policy.histogram.expire(now + LATER_S)
             policy.histogram.check()
@@ -53,6 +56,8 @@ def check(policy, joined):
     """Of workers only those that are here."""
     for tree in trees(policy):
         tree.check()
+    if policy.name == "homing":
+        assert policy._sites.keys() <= joined
     if policy.name == "preble":
         policy.histogram.check()
         assert policy._prefillers.keys() <= joined

@@ -1,0 +1,1 @@
+"""`homing sim` and `homing calibrate`: the simulator on the command line."""
