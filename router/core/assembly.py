@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Mapping
 from random import Random
 
+from .limits import Limits
 from .policies import make_policy
-from .scheduler import Limits, Scheduler
+from .scheduler import Scheduler
 from .tolls import Tolls
 from .topology import Topology
 from .types import Link, ModelProfile, Site

@@ -25,7 +25,8 @@ from xxhash import xxh3_64_hexdigest
 from .assembly import make_scheduler
 from .commands import Abandon, Cancel, ChangeRole, Command, Dispatch, Forget, Reject, Resync
 from .events import Event
-from .scheduler import Limits, Scheduler
+from .limits import Limits
+from .scheduler import Scheduler
 from .types import Link, ModelProfile, Site
 
 FORMAT = 1

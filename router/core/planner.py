@@ -28,7 +28,7 @@ from sortedcontainers import SortedList
 
 from .fleet import Pool, WorkerState
 from .prefix_index import iter_bits
-from .price import Preparation, Source
+from .preparation import Preparation, Source
 from .question import Question
 from .types import Plan, PlanKind, Role, Site, WorkerId
 

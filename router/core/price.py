@@ -4,11 +4,11 @@ Rule 1: every term is in seconds, and only what is exposed counts.
 Rule 2: nothing here remembers anything or chooses anything; a `Pricer` lives for one question.
 """
 
-from dataclasses import dataclass
 from math import sqrt
 
 from .blocks import reusable_blocks
 from .fleet import Fleet, WorkerState
+from .preparation import Preparation, Source, Way
 from .rates import PrefillRate
 from .tolls import Tolls
 from .topology import Topology
@@ -24,74 +24,6 @@ PASS_TOKENS = 8192
 
 SPLIT_TOKENS_MIN = 128
 """A split must let each side contribute this much: with less, what is won is lost again to the passes that it needs."""
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A worker that holds the first `blocks` blocks of the prompt."""
-
-    state: WorkerState
-    blocks: int
-
-
-@dataclass(frozen=True, slots=True)
-class Way:
-    """One direction between two sites, at the moment of the question, for one more flow beside those in flight."""
-
-    rtt_s: float
-    latency_s: float
-    """From asking for blocks until the first byte arrives."""
-    byte_s: float
-    """Seconds per byte of this flow's share."""
-
-
-@dataclass(slots=True, eq=False)
-class Preparation:
-    """A way for a worker to have blocks `[0, end)` of the prompt: what it computes, and what it gets from where.
-
-    `ready_s = max(queue_s, fetch_s) + prefill_s`, counted from the moment when the worker hears of the request. Many
-    are priced for each that becomes a plan, so it is a bare record.
-    """
-
-    kind: PlanKind
-    worker: WorkerState
-    queue_s: float
-    fetch_s: float
-    prefill_s: float
-    compute_s: float
-    hit_tokens: int
-    computed_tokens: int
-    toll_s: float
-    source: WorkerState | None = None
-    block_first: int = 0
-    block_end: int = 0
-    moved_bytes: int = 0
-
-    @property
-    def ready_s(self) -> float:
-        """When the blocks are there."""
-        return max(self.queue_s, self.fetch_s) + self.prefill_s
-
-    @property
-    def score_s(self) -> float:
-        """What preparations are compared by."""
-        return self.ready_s + self.toll_s
-
-    @property
-    def moves(self) -> tuple[Move, ...]:
-        """What is moved out of caches before or while the worker computes."""
-        if self.source is None:
-            return ()
-        kind = MoveKind.MEET if self.kind is PlanKind.SPLIT else MoveKind.FETCH
-        move = Move(
-            kind=kind,
-            source=self.source.worker.id,
-            target=self.worker.worker.id,
-            block_first=self.block_first,
-            block_end=self.block_end,
-            bytes=self.moved_bytes,
-        )
-        return (move,)
 
 
 class Pricer:
@@ -176,7 +108,7 @@ class Pricer:
         least_s = queue_s + alone_s + self._compute_toll_s(worker, alone_s)
         if source_blocks > held:
             rest_s = worker.rate.prefill_s(source_blocks * block_tokens, end_tokens)
-            begin_s = queue_s if queue_s > first_byte_s else first_byte_s
+            begin_s = max(first_byte_s, queue_s)
             least_s = min(least_s, begin_s + rest_s + self._compute_toll_s(worker, rest_s))
         return least_s + place_toll_s
 

@@ -10,7 +10,8 @@ from operator import or_
 
 from .fleet import Fleet, Pool, WorkerState
 from .prefix_index import Level, PrefixIndex
-from .price import Pricer, Source
+from .preparation import Source
+from .price import Pricer
 from .types import ModelName, ModelProfile, Plan, PlanKind, Request, Site, Tier
 
 FEW_LEVELS = 8

@@ -35,6 +35,7 @@ from .events import (
     WorkerJoined,
     WorkerLost,
 )
+from .limits import Limits
 from .policies import Observing, Policy, Rebalancing
 from .question import Question
 from .tolls import Tolls
@@ -50,26 +51,6 @@ from .types import (
     WorkerId,
 )
 from .world import CacheChange, Measured, World
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """Bounds on everything that could grow or wait."""
-
-    queue_max: int = 1024
-    """Requests that wait for room."""
-    retries_max: int = 3
-    """Dispatches of one request after its first."""
-    backfill_max: int = 16
-    """Waiting requests that are tried when room appears and the first does not fit."""
-    lost_after_s: float = 5.0
-    """Silence after which a worker is given up."""
-    lease_s: float = 900.0
-    """How long a request may be out before its booking is taken back."""
-    reject_early: bool = False
-    """Whether a request whose best plan is foreseen to miss its deadline is told no before it takes anything."""
-    retry_after_s: float = 1.0
-    """What a sender who is told no is asked to wait."""
 
 
 @dataclass(slots=True)
@@ -393,8 +374,6 @@ class Scheduler:
             return []
         orphans = sorted(self._out.get(worker, ()))
         return [Abandon(request_id=request, worker_id=worker, reason=reason) for request in orphans]
-
-    # -- time ----------------------------------------------------------------------------------------------------
 
     def _timer_fired(self) -> list[Command]:
         commands: list[Command] = []

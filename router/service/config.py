@@ -15,8 +15,8 @@ import yaml
 from msgspec import Meta
 
 from homing.router.core.errors import ConfigError
+from homing.router.core.limits import Limits
 from homing.router.core.policies import make_policy
-from homing.router.core.scheduler import Limits
 from homing.router.core.types import Link, ModelName, ModelProfile, Site
 
 Positive = Annotated[float, Meta(gt=0, le=1e18)]

@@ -18,7 +18,8 @@ from homing.router.core.events import (
     WorkerJoined,
     WorkerLost,
 )
-from homing.router.core.scheduler import Limits, Scheduler
+from homing.router.core.limits import Limits
+from homing.router.core.scheduler import Scheduler
 from homing.router.core.types import Decision, ModelName, ModelProfile, Request, RequestId, Site, WorkerId
 
 from ..kernel import Callback, Kernel

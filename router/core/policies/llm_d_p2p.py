@@ -3,7 +3,7 @@
 from random import Random
 
 from ..fleet import WorkerState
-from ..price import Source
+from ..preparation import Source
 from ..question import Question
 from ..types import Plan
 from .baseline import place

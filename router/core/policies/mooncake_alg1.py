@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from random import Random
 
 from ..fleet import WorkerState
-from ..price import Source
+from ..preparation import Source
 from ..question import Question
 from ..types import Plan, Site
 from .baseline import fewest_requests, place

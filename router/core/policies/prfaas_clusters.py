@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..fleet import Pool, WorkerState
-from ..price import Source
+from ..preparation import Source
 from ..question import Question
 from ..types import Plan, Role
 from .baseline import answered, fewest_requests, handed_over

@@ -8,9 +8,10 @@ from typing import Any
 from homing.router.core.blocks import block_keys, pack_tokens
 from homing.router.core.events import BlocksStored, Event, LoadReported, WorkerJoined
 from homing.router.core.ledger import Charge
+from homing.router.core.limits import Limits
 from homing.router.core.policies import Policy
 from homing.router.core.policies.homing import Homing
-from homing.router.core.scheduler import Limits, Scheduler
+from homing.router.core.scheduler import Scheduler
 from homing.router.core.tolls import Tolls
 from homing.router.core.topology import Topology
 from homing.router.core.types import (

@@ -24,8 +24,8 @@ from homing.router.core.events import (
     WorkerJoined,
     WorkerLost,
 )
+from homing.router.core.limits import Limits
 from homing.router.core.policies import make_policy
-from homing.router.core.scheduler import Limits
 from homing.router.core.types import Outcome, PlanKind, Role
 from homing.sim.kernel import Kernel
 from homing.sim.rng import Streams

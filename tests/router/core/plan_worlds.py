@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from homing.router.core.events import WorkerDraining
 from homing.router.core.ledger import Charge, Flow
-from homing.router.core.price import Preparation, Source
+from homing.router.core.preparation import Preparation, Source
 from homing.router.core.question import Question
 from homing.router.core.scheduler import Scheduler
 from homing.router.core.tolls import Tolls

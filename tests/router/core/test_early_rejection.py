@@ -6,8 +6,8 @@ import pytest
 
 from homing.router.core.commands import Dispatch, Reject
 from homing.router.core.events import DispatchFailed, FirstToken, RequestArrived, RequestFinished
+from homing.router.core.limits import Limits
 from homing.router.core.policies import POLICIES, make_policy
-from homing.router.core.scheduler import Limits
 from homing.router.core.tolls import Tolls
 from homing.router.core.types import Outcome, RejectReason, RequestId, WorkerId
 

@@ -12,7 +12,7 @@ from homing.router.core.commands import ChangeRole, Dispatch, Forget, Reject
 from homing.router.core.errors import ConfigError
 from homing.router.core.events import Event, RequestArrived, RequestFinished, WorkerJoined
 from homing.router.core.journal import EVENTS, Header, digest, entry, event_of, from_plain, to_plain, told
-from homing.router.core.scheduler import Limits
+from homing.router.core.limits import Limits
 from homing.router.core.types import (
     BlockKey,
     Link,

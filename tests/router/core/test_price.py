@@ -7,7 +7,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from homing.router.core.ledger import Charge, Flow
-from homing.router.core.price import PASS_TOKENS, SETUP_ROUND_TRIPS, SPLIT_TOKENS_MIN, Source, meeting_point
+from homing.router.core.preparation import Source
+from homing.router.core.price import PASS_TOKENS, SETUP_ROUND_TRIPS, SPLIT_TOKENS_MIN, meeting_point
 from homing.router.core.rates import PrefillRate
 from homing.router.core.tolls import Tolls
 from homing.router.core.topology import Topology

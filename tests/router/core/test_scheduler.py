@@ -25,9 +25,9 @@ from homing.router.core.events import (
     WorkerJoined,
     WorkerLost,
 )
+from homing.router.core.limits import Limits
 from homing.router.core.policies import make_policy
 from homing.router.core.prefix_index import Level
-from homing.router.core.scheduler import Limits
 from homing.router.core.types import ModelName, Outcome, PlanKind, RejectReason, RequestId, Role, Tier, WorkerId
 
 from .fleets import (

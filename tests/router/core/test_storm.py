@@ -29,8 +29,8 @@ from homing.router.core.events import (
     WorkerJoined,
     WorkerLost,
 )
+from homing.router.core.limits import Limits
 from homing.router.core.policies import POLICIES, make_policy
-from homing.router.core.scheduler import Limits
 from homing.router.core.types import Outcome, RejectReason, RequestId, Role, Site, Tier, WorkerId
 
 from .fleets import BLOCK, HERE, THERE, both_ways, chain, link, load, request, scheduler, worker

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from homing.router.core.errors import ConfigError
+from homing.router.core.limits import Limits
 from homing.router.core.policies import POLICIES
-from homing.router.core.scheduler import Limits
 from homing.router.core.topology import Topology
 from homing.router.core.types import Site
 from homing.router.service.config import Config, load_config, parse_config

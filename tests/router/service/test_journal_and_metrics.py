@@ -17,8 +17,9 @@ from homing.router.core.events import (
     TransferFinished,
     WorkerJoined,
 )
+from homing.router.core.limits import Limits
 from homing.router.core.policies.homing import Homing
-from homing.router.core.scheduler import Limits, Scheduler
+from homing.router.core.scheduler import Scheduler
 from homing.router.core.topology import Topology
 from homing.router.core.types import (
     BlockKey,

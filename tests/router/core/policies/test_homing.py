@@ -19,9 +19,9 @@ from homing.router.core.events import (
     WorkerJoined,
     WorkerLost,
 )
+from homing.router.core.limits import Limits
 from homing.router.core.planner import search
 from homing.router.core.policies.homing import Homing
-from homing.router.core.scheduler import Limits
 from homing.router.core.types import Outcome, PlanKind, PrefillPrior, RequestId, Role, Tier, WorkerId
 
 from ..fleets import BLOCK, HERE, PRIOR, THERE, both_ways, busy, chain, link, load, request, scheduler, stored, worker

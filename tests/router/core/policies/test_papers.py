@@ -7,7 +7,7 @@ import pytest
 
 from homing.router.core.events import FirstToken, RequestFinished, WorkerLost
 from homing.router.core.policies import make_policy
-from homing.router.core.price import Source
+from homing.router.core.preparation import Source
 from homing.router.core.types import Outcome, PlanKind, RequestId, Role, WorkerId
 
 from ..fleets import HERE, THERE, both_ways, busy, chain, link, load, request, scheduler, stored, worker
