@@ -1,10 +1,14 @@
 """From a scenario's sections to the parts of a world, and to what the router is told of them at first."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from random import Random
 from typing import TYPE_CHECKING
 
+from homing.router.core.assembly import make_scheduler
 from homing.router.core.errors import ConfigError
 from homing.router.core.events import PrefillMeasured
+from homing.router.core.limits import Limits
+from homing.router.core.scheduler import Scheduler
 from homing.router.core.types import Link, ModelName, ModelProfile, Role, Site, Worker, WorkerId
 
 from ..scenario import LinearSection, ModelSection, Scenario, WorkerSection
@@ -57,6 +61,28 @@ def links_believed(scenario: Scenario) -> Iterator[Link]:
                 bytes_per_s=section.believed_bytes_per_s or section.bytes_per_s,
                 price_per_gb=spec.price_per_gb,
             )
+
+
+def router_core(scenario: Scenario, models: Iterable[ModelProfile], random: Random) -> Scheduler:
+    """A router's core that knows what its operator knows. Raises ConfigError for an unknown policy or option."""
+    router = scenario.router
+    limits = Limits(
+        queue_max=router.queue_max,
+        retries_max=router.retries_max,
+        lost_after_s=router.lost_after_s,
+        lease_s=router.lease_s,
+        reject_early=router.reject_early,
+    )
+    return make_scheduler(
+        models=models,
+        links=links_believed(scenario),
+        site=Site(router.site or scenario.sites[0].name),
+        policy=router.policy,
+        options=router.options,
+        random=random,
+        limits=limits,
+        dollars_per_s=router.dollars_per_s,
+    )
 
 
 def build_workers(scenario: Scenario, world: "World") -> dict[WorkerId, SimulatedWorker]:

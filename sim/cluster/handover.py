@@ -12,6 +12,7 @@ from homing.router.core.types import RequestId
 from ..kernel import Handle, Kernel
 from ..network.network import Flow, Network
 from .job import Job
+from .silence import Silence
 from .transfers import SETUP_ROUND_TRIPS
 from .worker import SimulatedWorker
 
@@ -45,6 +46,7 @@ class Handover:
         self._state_bytes = state_bytes
         self._groups = min(GROUPS, layers)
         self._flow: Flow | None = None
+        self._silence: Silence | None = None
         self._waiting_bytes = 0.0
         self._complete = False
         self._over = False
@@ -73,6 +75,7 @@ class Handover:
         sites = self._source.facts.site, self._target.facts.site
         via = (f"{self._source.facts.id}/out", f"{self._target.facts.id}/in")
         self._flow = self._network.open(*sites, via=via, on_done=self._all_here)
+        self._silence = Silence(self._kernel, self._flow, self.broke)
         if self._waiting_bytes:
             self._flow.add(self._waiting_bytes)
         if self._complete and not self._timers:
@@ -173,6 +176,8 @@ class Handover:
             self._tell(self._job, complete=complete)
         if self._flow is not None:
             self._flow.cancel()
+        if self._silence is not None:
+            self._silence.stop()
         if self._pinned and self._source.is_up:
             self._source.let_go(self._pinned)
 

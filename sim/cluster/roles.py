@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from homing.router.core.commands import ChangeRole
-from homing.router.core.events import WorkerDraining, WorkerLost
+from homing.router.core.events import WorkerDraining
 
 from ..measure.records import Mark
 from .worker import SimulatedWorker
@@ -39,7 +39,7 @@ def _when_idle(world: "World", worker: SimulatedWorker, command: ChangeRole) -> 
         world.kernel.after(LOOK_EVERY_S, lambda: _when_idle(world, worker, command))
         return
     worker.is_changing = False
-    world.router.tell((WorkerLost(worker_id=worker.facts.id, reason=f"becomes a {command.role.value} worker"),))
+    world.leave(worker, f"becomes a {command.role.value} worker")
     worker.facts = replace(worker.facts, role=command.role)
     world.gauges.note_role(worker.facts.id, command.role.value)
     world.marks.append(Mark(at_s=world.kernel.now, text=f"{worker.facts.id} becomes a {command.role.value} worker"))

@@ -13,6 +13,7 @@ from homing.router.core.types import BlockKey, RequestId
 from ..kernel import Handle, Kernel
 from ..network.network import Flow, Network
 from .job import Job
+from .silence import Silence
 from .worker import SimulatedWorker
 
 SETUP_ROUND_TRIPS = 2.5
@@ -48,6 +49,7 @@ class Fetch:
         self._pinned: list[int] = []
         self._flow: Flow | None = None
         self._timer: Handle | None = None
+        self._silence: Silence | None = None
         self._over = False
         self._job: Job | None = None
         self._blocks = range(0)
@@ -87,6 +89,7 @@ class Fetch:
         sites = source.facts.site, self._target.facts.site
         via = (f"{source.facts.id}/out", f"{self._target.facts.id}/in")
         self._flow = self._network.open(*sites, via=via, on_done=self._all_here)
+        self._silence = Silence(self._kernel, self._flow, self.broke)
         self._flow.add(self._state_bytes + self._block_bytes * len(self._blocks))
         self._flow.close()
         self._flowing()
@@ -115,6 +118,8 @@ class Fetch:
         self._tell(complete=complete)
         if self._flow is not None:
             self._flow.cancel()
+        if self._silence is not None:
+            self._silence.stop()
         if self._pinned and self._source.is_up:
             self._source.let_go(self._pinned)
         if target.is_up and not job.ended:

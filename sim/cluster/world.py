@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator
 from math import inf
 
-from homing.router.core.assembly import make_scheduler
 from homing.router.core.commands import Abandon, Cancel, ChangeRole, Command, Dispatch, Forget, Reject, Resync
 from homing.router.core.events import (
     DispatchFailed,
@@ -18,7 +17,6 @@ from homing.router.core.events import (
     WorkerJoined,
     WorkerLost,
 )
-from homing.router.core.limits import Limits
 from homing.router.core.scheduler import Scheduler
 from homing.router.core.types import Decision, ModelName, ModelProfile, Request, RequestId, Site, WorkerId
 
@@ -31,7 +29,7 @@ from ..rng import Streams
 from ..scenario import KvEventsSection, Scenario, WorkerSection
 from ..workload.arrival import Arrival
 from .attempt import Attempt
-from .building import build_workers, calibration, links_believed, model_profiles
+from .building import build_workers, calibration, model_profiles, router_core
 from .faults import Faults
 from .flight import Flight
 from .gauges import Gauges
@@ -75,10 +73,11 @@ class World:
         self._kv_is_plain = scenario.router.kv_events == KvEventsSection() and not scenario.router.report_lag_s
         """Nothing is late or lost: then what a worker tells at one moment travels as one message."""
         self._ways: dict[tuple[str, str], float] = {}
+        self._joined: set[WorkerId] = set()
+        """Who has announced itself to the router and was not lost since."""
         self._arrivals = arrivals
         self._arrived = 0
         self._ended_arriving = False
-        self.last_arrival_s = 0.0
         self.gauges = Gauges(self)
         self.faults = Faults(self, scenario.faults, streams.stream("faults"))
         self._heard = 0
@@ -112,31 +111,22 @@ class World:
 
     def make_scheduler(self) -> Scheduler:
         """A router's core that knows what its operator knows."""
-        router = self.scenario.router
-        limits = Limits(
-            queue_max=router.queue_max,
-            retries_max=router.retries_max,
-            lost_after_s=router.lost_after_s,
-            lease_s=router.lease_s,
-            reject_early=router.reject_early,
-        )
-        return make_scheduler(
-            models=self.models.values(),
-            links=links_believed(self.scenario),
-            site=Site(router.site or self.scenario.sites[0].name),
-            policy=router.policy,
-            options=router.options,
-            random=self._policy_random,
-            limits=limits,
-            dollars_per_s=router.dollars_per_s,
-        )
+        return router_core(self.scenario, self.models.values(), self._policy_random)
 
     def join(self, worker: SimulatedWorker) -> None:
-        """A worker announces itself, and tells what it measured of itself before."""
+        """A worker announces itself, and tells what it measured of itself before; harmless when it did already."""
+        if worker.facts.id in self._joined:
+            return
+        self._joined.add(worker.facts.id)
         events: list[Event] = [WorkerJoined(worker=worker.facts)]
         if self.scenario.router.calibrate:
             events += calibration(worker)
         self.router.tell(events)
+
+    def leave(self, worker: SimulatedWorker, reason: str) -> None:
+        """The router hears that a worker is gone."""
+        self._joined.discard(worker.facts.id)
+        self.router.tell((WorkerLost(worker_id=worker.facts.id, reason=reason),))
 
     def check(self) -> None:
         """Assert what is true between any two callbacks of the kernel (I1, I3, I4, I9)."""
@@ -167,14 +157,20 @@ class World:
     def _next_arrival(self) -> None:
         arrival = next(self._arrivals, None)
         end_s = self.scenario.duration_s
-        if arrival is None or (end_s is not None and arrival.at_s > end_s):
-            self._ended_arriving = True
-            self.gauges.close()
-            self.kernel.at(max(self.kernel.now, self.last_arrival_s) + self.scenario.drain_s, self._stop)
-            self._stop_if_over()
+        if arrival is None:
+            self._end_arriving()
             return
-        self.last_arrival_s = arrival.at_s
+        if end_s is not None and arrival.at_s > end_s:
+            self.kernel.at(max(end_s, self.kernel.now), self._end_arriving)
+            return
         self.kernel.at(max(arrival.at_s, self.kernel.now), lambda: self._arrive(arrival))
+
+    def _end_arriving(self) -> None:
+        """The measured span is over: what is out may still end."""
+        self._ended_arriving = True
+        self.gauges.close()
+        self.kernel.after(self.scenario.drain_s, self._stop)
+        self._stop_if_over()
 
     def _arrive(self, arrival: Arrival) -> None:
         router = self.scenario.router
@@ -321,8 +317,7 @@ class World:
         """A worker dies; the router notices when the broken connection reaches it."""
         worker.crash()
         self._kv[worker.facts.id].begin_anew()
-        lost = WorkerLost(worker_id=worker.facts.id, reason=reason)
-        self._after_the_way(worker, lambda: self.router.tell((lost,)))
+        self._after_the_way(worker, lambda: self.leave(worker, reason))
 
     def bring_back(self, worker: SimulatedWorker) -> None:
         """A worker is there again, and says so; what it says goes the way that the news of its end went."""
@@ -334,6 +329,7 @@ class World:
         for flight in list(self.flights.values()):
             self._end(flight, "failed", self.kernel.now, "the router began anew")
         self.router.scheduler = self.make_scheduler()
+        self._joined.clear()
         for worker in self.workers.values():
             if worker.is_up:
                 self.join(worker)
@@ -342,6 +338,7 @@ class World:
     def _join_again(self, worker: SimulatedWorker) -> None:
         """A worker that the router gave up finds its connection closed, and opens another."""
         lives = worker.lives
+        self._joined.discard(worker.facts.id)
 
         def joined() -> None:
             if worker.is_up and worker.lives == lives:

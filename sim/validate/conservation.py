@@ -18,7 +18,7 @@ from ..scenario import Scenario, parse_scenario
 from ..workload.spec import build
 from .check import Check, holds
 
-REQUESTS = 250
+REQUESTS = 150
 QUICK_REQUESTS = 80
 QUICK = (("homing", True), ("mooncake-alg1", False))
 RATE_PER_S = 4.0

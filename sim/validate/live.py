@@ -118,7 +118,7 @@ def compare(recording: Recording) -> Comparison:
     """Simulate the recorded requests in the recorded fleet. ConfigError for points that tell no profile."""
     speed = _fitted(recording)
     scenario = scenario_of(recording, speed)
-    records = {record.id: record for record in _play(recording, scenario)}
+    records = {record.id: record for record in play(recording, scenario)}
     return Comparison(pairs=tuple(_pair(live, records[live.request]) for live in recording.requests), speed=speed)
 
 
@@ -178,8 +178,8 @@ def _coefficients(speed: FitReport) -> dict[str, Any]:
     return given | {f"decode_{name}": getattr(decode, name) for name in ("a_s", "b_s", "c_s")}
 
 
-def _play(recording: Recording, scenario: Scenario) -> list[RequestRecord]:
-    """All requests, each sent when what it waits for has happened."""
+def play(recording: Recording, scenario: Scenario) -> list[RequestRecord]:
+    """Records of all requests in their order, each sent when what it waits for has happened."""
     keys = KeyTable("demo")
     told = list(_told(recording))
     arrivals: list[Arrival] = []

@@ -98,7 +98,7 @@ def test_the_best_threshold_is_a_best():
 @pytest.mark.parametrize(("share", "is_stable"), [(0.92, True), (1.12, False)], ids=["below", "above"])
 def test_the_case_study_breaks_down_where_it_should(share, is_stable):
     rate_per_s = share * mean_time_bound(PRFAAS, PUBLISHED_SPLIT.threshold_tokens)
-    scenario = scenario_of(PRFAAS, rate_per_s, requests=600, policy="prfaas-threshold")
+    scenario = scenario_of(PRFAAS, rate_per_s, requests=450, policy="prfaas-threshold")
     trial = try_rate(scenario, rate_per_s, arrivals_of)
     assert (trial.growth_per_s < 0.02 * rate_per_s) is is_stable
     assert set(trial.plans) == {"remote"}

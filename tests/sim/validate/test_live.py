@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from homing.router.core.errors import ConfigError
@@ -16,6 +17,7 @@ from homing.sim.validate.live import (
     Comparison,
     check_live,
     compare,
+    play,
     scenario_of,
 )
 from homing.sim.validate.recording import read_recording
@@ -59,11 +61,28 @@ def test_a_simulator_that_decides_otherwise_would_not_pass(found):
     assert not Comparison(pairs=pairs, speed=found.speed).passed
 
 
-def test_requests_wait_for_what_they_waited_for(recording, found):
-    """A quiet request finds nobody busy, whatever the simulated answers took."""
-    fleet = scenario_of(recording, found.speed)
-    assert [worker.kv_tokens for worker in fleet.workers] == [w.kv_blocks * 16 for w in recording.fleet.workers]
-    assert fleet.links[0].believed_bytes_per_s != fleet.links[0].bytes_per_s
+@pytest.mark.parametrize("factor", [0.25, 4.0])
+def test_requests_wait_for_what_they_waited_for_however_long_that_takes(recording, factor):
+    speed = recording.speed
+    slower = tuple((batch, context, seconds * factor) for batch, context, seconds in speed.decode)
+    changed = _with(recording, speed=_with(speed, decode=slower))
+    records = play(changed, scenario_of(changed, compare(changed).speed))
+    for number, (live, record) in enumerate(zip(recording.requests, records, strict=True)):
+        assert record.id == live.request
+        assert record.outcome == "finished"
+        before = records[:number]
+        if live.when == "quiet":
+            assert all(record.at_s > one.finished_at_s for one in before)
+        else:
+            assert before[-1].at_s + before[-1].ttft_s < record.at_s < before[-1].finished_at_s
+
+
+def test_the_fleet_is_the_recorded_one(recording, found):
+    scenario, fleet = scenario_of(recording, found.speed), recording.fleet
+    size = fleet.model.block_tokens
+    assert [worker.kv_tokens for worker in scenario.workers] == [worker.kv_blocks * size for worker in fleet.workers]
+    assert [link.bytes_per_s for link in scenario.links] == [link.bytes_per_s for link in fleet.links]
+    assert any(link.believed_bytes_per_s != link.bytes_per_s for link in scenario.links)
 
 
 def test_equal_recordings_give_equal_bytes_in_every_process():
@@ -112,6 +131,4 @@ def test_no_file_and_no_json_are_told(tmp_path):
 
 
 def _with(struct, **changes):
-    import msgspec
-
     return msgspec.structs.replace(struct, **changes)
