@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PACKAGES := -p homing.router -p homing.workers -p homing.sim
 
-.PHONY: demo test lint types layers drift tests bench bench-short fuzz demo-check protos wheel install install-demo clean help
+.PHONY: demo test lint types layers drift tests bench bench-short fuzz demo-check live-check validate protos wheel install install-demo clean help
 
 help:  ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -40,6 +40,12 @@ bench: install  ## All benchmarks, with their results written to benchmarks/resu
 
 demo-check: install-demo  ## The demo, with assertions on what it showed; wants a quiet machine.
 	$(RUN) tests/demo_check.py
+
+live-check: install-demo  ## The demo, then the simulator on the same requests; wants a quiet machine.
+	folder=$$(mktemp -d) && $(VENV)/bin/homing demo --out $$folder/demo.json && $(VENV)/bin/homing sim live $$folder/demo.json
+
+validate: install  ## The simulator against queueing theory and publications: some ten minutes.
+	$(VENV)/bin/homing sim validate
 
 fuzz: install  ## Random bytes and mutated messages on every gRPC method, for a minute.
 	$(RUN) tests/fuzz/fuzz_grpc.py --seconds 60

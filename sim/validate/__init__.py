@@ -12,6 +12,7 @@ from homing.router.core.errors import ConfigError
 
 from .check import Check, render
 from .conservation import check_conservation
+from .live import check_live
 from .mooncake import check_mooncake
 from .prfaas import check_prfaas
 from .queueing import check_queues
@@ -22,6 +23,7 @@ VALIDATIONS = {
     "queueing": "M/M/1, M/D/1 and M/M/c: mean waits against closed formulas",
     "mooncake": "reuse of the conversation trace, and the order of four scheduling rules in figure 5",
     "prfaas": "sustained rates of table 6, and of narrower links, against the analytic model",
+    "live": "the demo's fleet and requests, as recorded live: TTFT and plans",
     "conservation": "all invariants after every event, through faults",
 }
 """What can be validated."""
@@ -49,6 +51,7 @@ def validate(
         "queueing": check_queues,
         "mooncake": partial(check_mooncake, trace=trace),
         "prfaas": check_prfaas,
+        "live": check_live,
         "conservation": check_conservation,
     }
     chosen = names or tuple(VALIDATIONS)

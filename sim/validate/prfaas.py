@@ -192,12 +192,15 @@ def mean_time_bound(deployment: Deployment, threshold_tokens: float) -> float:
 
 
 def sustained(deployment: Deployment, policy: str, effort: Effort, threshold_tokens: float | None = None) -> Capacity:
-    """What a deployment sustains under a policy; a search begins where the model says that the end is."""
+    """What a deployment sustains under a policy: one with a threshold, or Homing's, whose roles stay as they are split.
+
+    A search begins where the model says that the end is.
+    """
     expected = best_threshold(deployment)[1]
-    options = {}
+    options: dict[str, object] = {"rebalance": False}
     if threshold_tokens is not None:
         expected = mean_time_bound(deployment, threshold_tokens)
-        options["threshold_tokens"] = threshold_tokens
+        options = {"threshold_tokens": threshold_tokens}
 
     def scenario_of_rate(rate_per_s: float) -> Scenario:
         effort.progress(f"{policy} at {rate_per_s:.3f}/s, {deployment}")

@@ -143,6 +143,14 @@ def validate(
     run_validate(names or [], trace, quick=quick)
 
 
+@sim.command("live")
+def live(recorded: Annotated[Path, typer.Argument(help="What `homing demo --out` wrote.", dir_okay=False)]) -> None:
+    """Simulate a recorded demo and compare plans and TTFT; exit code 1 when they are too far apart."""
+    from .live import run_live
+
+    run_live(recorded)
+
+
 @sim.command("scenarios")
 def scenarios() -> None:
     """List the scenarios that ship."""

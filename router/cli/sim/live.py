@@ -32,9 +32,10 @@ def run_live(recorded: Path) -> None:
 
 def _table(found: "Comparison") -> Table:
     table = Table(title="the demo, live and simulated: plans and time to first token", title_justify="left")
-    for name in ("request", "prompt", "plan live", "simulated", "where live", "simulated", "TTFT live", "simulated"):
-        table.add_column(name, justify="right" if name in {"prompt", "TTFT live"} else "left")
-    table.add_column("error", justify="right")
+    for name in ("request", "prompt", "plan live", "simulated", "where live", "simulated"):
+        table.add_column(name, justify="right" if name == "prompt" else "left")
+    for name in ("TTFT live", "simulated", "error"):
+        table.add_column(name, justify="right")
     for pair in found.pairs:
         table.add_row(*_row(pair))
     return table

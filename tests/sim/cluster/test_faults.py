@@ -264,3 +264,43 @@ def test_books_are_up_to_date_in_the_middle_of_a_run():
     assert use.busy_s == pytest.approx(result.span_s, rel=1e-9)
     assert use.utilisation == pytest.approx(1.0)
     assert use.decode_tokens == pytest.approx(result.span_s / 0.0201, abs=2)
+
+
+def test_what_is_shipped_stays_at_its_source_until_it_is_there():
+    """The prefill is done after half a second, its blocks travel for four: nobody else gets their place."""
+    workers = worker("p", "home", role="prefill"), worker("d", "away", role="decode")
+    links = [link("home", "away", bytes_per_s=1e6)]
+    made = world(document(*workers, links=links, router={"site": "home"}), [arrival(tokens=4000), arrival("s", 90.0)])
+    made.begin()
+    made.kernel.run_until(3.0)
+    source = made.workers["p-1"]
+    assert (len(source), source.cache.used, len(source.transfers)) == (0, 249, 1)
+    made.kernel.run_until(50.0)
+    assert (len(source), source.cache.used, len(source.transfers)) == (0, 0, 0)
+
+
+def test_what_is_given_up_moves_no_further():
+    """Pins and bandwidth are given back with the request, not when all its bytes have come."""
+    scenario = moving("direct", faults=[])
+    scenario["router"]["lease_s"] = 1.0
+    made = world(scenario, [arrival("first", tokens=16_000, shared=16_000, output=1), ASKED[1], arrival("s", 90.0)])
+    made.begin()
+    made.kernel.run_until(3.5)
+    assert made.flights and made.workers["w-1"].cache.used
+    made.kernel.run_until(4.01)
+    assert not made.flights and not made.workers["w-1"].cache.used
+    assert made.network.usage_of("w-1/out").flows == 0
+
+
+def test_a_router_that_begins_anew_while_a_worker_comes_back():
+    """It hears of the worker once, whichever news comes first, and of its end only when it was there."""
+    workers = worker("w", "home"), worker("v", "away")
+    links = [link("home", "away", rtt_s=0.4)]
+    for at_s in (0.9, 1.0, 1.15, 1.25, 1.35):
+        faults = [crash(1.0, "v-1", for_s=0.1), {"kind": "router", "at_s": at_s}]
+        made = world(document(*workers, links=links, faults=faults, router={"site": "home"}), [arrival("s", 5.0)])
+        made.begin()
+        made.kernel.run_until(3.0)
+        assert {state.worker.id for state in made.router.scheduler.fleet} == {"w-1", "v-1"}
+        made.kernel.run_until(1e6)
+        made.check_over()
