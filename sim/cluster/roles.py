@@ -24,7 +24,8 @@ def change_role(world: "World", command: ChangeRole) -> None:
     worker.is_changing = True
     world.commands[f"role {command.role.value}"] += 1
     world.router.tell((WorkerDraining(worker_id=worker.facts.id),))
-    _when_idle(world, worker, command)
+    # Not at once: other commands of the same moment may send it a request.
+    world.kernel.after(0.0, lambda: _when_idle(world, worker, command))
 
 
 def _when_idle(world: "World", worker: SimulatedWorker, command: ChangeRole) -> None:

@@ -1,4 +1,4 @@
-"""A transfer that hears nothing for a while is given up, as live movers do: a cut link must hold no request for good."""
+"""A transfer that hears nothing for a while is given up, as live movers do: no cut link holds a request for good."""
 
 from collections.abc import Callable
 
