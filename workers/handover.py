@@ -62,6 +62,8 @@ class Handovers:
         self._memory = memory
         self._coming: dict[str, asyncio.Future[Handover]] = {}
         self._kept: dict[str, Handover] = {}
+        self.on_room: Callable[[], None] = lambda: None
+        """Called when blocks that were kept are given back."""
 
     def begin(self, sequence: Sequence, blocks: range, lease_s: float) -> Handover:
         """A prefill has its blocks: keep those at `blocks` for whoever asks within `lease_s`."""
@@ -91,7 +93,7 @@ class Handovers:
         if tuple(keys) != handover.keys:
             raise RefusedError(f"the handover of request {request_id!r} is of another prompt or other blocks")
         del self._kept[request_id]
-        return handover.export, lambda: self._cache.unpin(handover.export.blocks)
+        return handover.export, lambda: self._give_back(handover)
 
     async def _come(self, request_id: str) -> None:
         """Wait for a prefill; raises RefusedError when it does not come, or when somebody waits for it already."""
@@ -116,7 +118,11 @@ class Handovers:
             coming.exception()
         handover = self._kept.pop(request_id, None)
         if handover is not None:
-            self._cache.unpin(handover.export.blocks)
+            self._give_back(handover)
+
+    def _give_back(self, handover: Handover) -> None:
+        self._cache.unpin(handover.export.blocks)
+        self.on_room()
 
     def _expire(self, request_id: str, handover: Handover) -> None:
         if self._kept.get(request_id) is handover:

@@ -62,6 +62,7 @@ class WorkerRuntime:
         self._data = data
         self._jobs: dict[str, Job] = {}
         self.handovers = Handovers(self.cache, kv)
+        self.handovers.on_room = self._room_appeared
         self._wake = asyncio.Event()
         self.idle = asyncio.Event()
         self.idle.set()
@@ -131,7 +132,12 @@ class WorkerRuntime:
             raise RefusedError("none of these blocks is cached here (any more)")
         self.cache.pin(blocks)
         export = CachedExport(blocks, order, self._kv.layers, self._kv.layer_block_bytes)
-        return export, lambda: self.cache.unpin(blocks)
+
+        def release() -> None:
+            self.cache.unpin(blocks)
+            self._room_appeared()
+
+        return export, release
 
     def offer(self, export: Export, release: Callable[[], None]) -> Offer:
         """Open an export on the data plane; `release` is called once, when nobody reads it any more."""
@@ -272,6 +278,15 @@ class WorkerRuntime:
                 break
             # What they gave back may let in who waits, and no pass will end to ask again.
         self._tell_events()
+
+    def _room_appeared(self) -> None:
+        """Blocks that others read are given back: who waits for room may begin, though no pass will end to ask."""
+
+        def look() -> None:
+            self._admit()
+            self._wake.set()
+
+        asyncio.get_running_loop().call_soon(look)
 
     def _begin(self, job: Job) -> None:
         """A job's sequence has its blocks."""

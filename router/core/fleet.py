@@ -105,7 +105,9 @@ class Fleet:
         return sorted(model for model, pools in self._pools.items() if any(p.by_bit for p in pools.values()))
 
     def largest_kv_blocks(self, model: ModelName) -> int | None:
-        """The KV blocks of the largest worker that serves a model; None when none does."""
+        """The KV blocks that a request may need at most: those of the largest worker that computes or of the largest
+        that decodes, whichever is smaller, since it needs room on both. None when no worker serves the model.
+        """
         return self._largest.get(model)
 
     def join(self, worker: Worker, now: float) -> WorkerState:
@@ -243,9 +245,11 @@ class Fleet:
                 assert None not in prefilling and None not in decoding
 
     def _measure_largest(self, model: ModelName) -> None:
-        sizes = [s.worker.kv_blocks_max for pool in self.pools(model).values() for s in pool.by_bit.values()]
-        if sizes:
-            self._largest[model] = max(sizes)
+        workers = [state.worker for pool in self.pools(model).values() for state in pool.by_bit.values()]
+        sizes = [w.kv_blocks_max for w in workers if w.role.can_decode]
+        prefill = [w.kv_blocks_max for w in workers if w.role.can_prefill]
+        if workers:
+            self._largest[model] = min(max(group) for group in (sizes, prefill) if group)
         else:
             self._largest.pop(model, None)
 
