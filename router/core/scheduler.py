@@ -212,7 +212,7 @@ class Scheduler:
         late_s = self._late_by_s(request, plans[0])
         if late_s > 0:
             detail = f"its first token is foreseen {late_s:.1f} s after its deadline"
-            return self._give_up(request, RejectReason.TOO_LATE, detail, late_s)
+            return self._give_up(request, RejectReason.TOO_LATE, detail, max(late_s, self.limits.retry_after_s))
         attempts = self._attempts.setdefault(request.id, _Attempts())
         attempts.count += 1
         decision = Decision(

@@ -23,7 +23,7 @@ def test_the_text_tells_what_failed():
 
 
 def test_unknown_names_and_missing_traces_are_told(tmp_path):
-    with pytest.raises(ConfigError, match="'queues'; known are queueing, mooncake, prfaas, conservation"):
+    with pytest.raises(ConfigError, match="'queues'; known are queueing, mooncake, prfaas, "):
         validate(["queues"])
     with pytest.raises(ConfigError, match="found none at"):
         validate(["mooncake"], trace=tmp_path / "none.jsonl")
@@ -33,5 +33,5 @@ def test_one_validation_by_name():
     told = []
     checks = validate(["conservation"], quick=True, progress=told.append)
     assert len(checks) == len(told) == 2
-    assert set(VALIDATIONS) == {"queueing", "mooncake", "prfaas", "conservation"}
+    assert {"queueing", "mooncake", "prfaas", "conservation"} <= VALIDATIONS.keys()
     assert all(check.passed for check in checks), render(checks)
