@@ -31,12 +31,14 @@ drift: install  ## Generated code equals what its sources generate.
 tests: install install-demo  ## Unit, property and end-to-end tests.
 	$(RUN) -m pytest -q
 
-bench-short: install  ## One short benchmark that asserts what it computed.
+bench-short: install  ## Short benchmarks that assert what they computed.
 	$(RUN) benchmarks/bench_core.py --short
+	$(RUN) benchmarks/bench_sim.py --short
 
 bench: install  ## All benchmarks, with their results written to benchmarks/results.
 	$(RUN) benchmarks/bench_core.py
 	$(RUN) benchmarks/bench_mover.py
+	$(RUN) benchmarks/bench_sim.py --million --profile
 
 demo-check: install-demo  ## The demo, with assertions on what it showed; wants a quiet machine.
 	$(RUN) tests/demo_check.py

@@ -8,7 +8,8 @@ Rule 3: nothing here waits, draws or reads a clock; a simulated hour takes as lo
 
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
-from math import inf, isnan
+from math import inf
+from sys import float_info
 
 Callback = Callable[[], None]
 
@@ -63,7 +64,7 @@ class Kernel:
 
     def at(self, due_s: float, callback: Callback) -> Handle:
         """Call back at a time, which may be this very moment; ValueError for the past and for what is no time."""
-        if isnan(due_s) or due_s < self._now:
+        if not due_s >= self._now:
             raise ValueError(f"due_s: expected at least {self._now} (now), got {due_s}; time never goes back")
         handle = Handle(self, due_s, callback)
         heappush(self._heap, (due_s, self._sequence, handle))
@@ -87,9 +88,13 @@ class Kernel:
         Then it is `end_s`; with infinity it runs until nothing is pending, and stays at the time of the last. An error
         in a callback goes to the caller; calling again goes on behind it.
         """
-        while (due_s := self.next_s()) <= end_s and due_s < inf:
-            callback = heappop(self._heap)[2]._take()  # noqa: SLF001 - the two are one thing in two classes
-            assert callback is not None, "next_s leaves a pending one at the top"
+        last_s = min(end_s, float_info.max)
+        while self._heap and self._heap[0][0] <= last_s:
+            due_s, _, handle = heappop(self._heap)
+            callback = handle._take()  # noqa: SLF001 - the two are one thing in two classes
+            if callback is None:
+                self._cancelled -= 1
+                continue
             self._now = due_s
             self.happened += 1
             callback()

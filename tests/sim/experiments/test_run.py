@@ -1,3 +1,4 @@
+import gc
 import subprocess
 import sys
 from dataclasses import fields
@@ -9,7 +10,7 @@ import pytest
 from homing.router.core.errors import ConfigError
 from homing.sim.experiments.document import read_document
 from homing.sim.experiments.load import FOLDER, load, prepare
-from homing.sim.experiments.run import run
+from homing.sim.experiments.run import GARBAGE_AFTER, run
 
 SHORT = {"duration_s": 20}
 
@@ -92,6 +93,27 @@ def test_equal_seeds_give_equal_bytes_in_every_process():
         for seed in ("1", "2")
     }
     assert len(found) == 1
+
+
+def test_garbage_is_collected_as_often_as_before():
+    """Also behind a run that fails, and never more often than somebody asked for."""
+    usual, seen = gc.get_threshold(), []
+
+    def look(_):
+        seen.append(gc.get_threshold())
+        if seen[1:]:
+            raise InterruptedError
+
+    try:
+        for asked in (usual, (10**6, 5, 5), (0, 10, 10)):
+            gc.set_threshold(*asked)
+            seen.clear()
+            with pytest.raises(InterruptedError):
+                run(load("smoke", SHORT), look)
+            assert gc.get_threshold() == asked
+            assert seen[0] == ((GARBAGE_AFTER, *usual[1:]) if asked == usual else asked)
+    finally:
+        gc.set_threshold(*usual)
 
 
 def test_an_experiment_travels():
