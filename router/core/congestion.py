@@ -16,7 +16,7 @@ from .tolls import Tolls
 from .types import Decision, Site, Worker, WorkerId
 
 FREE_LOAD: Final = 0.4
-PRICE_MAX: Final = 8.0
+PRICE_MAX: Final = 16.0
 HYSTERESIS: Final = 0.03
 LinkId = tuple[Site, Site]
 
@@ -49,7 +49,7 @@ def price_of(load: float) -> float:
     """Seconds of others that one second takes at a load.
 
     >>> price_of(0.2), price_of(0.8) > price_of(0.6) > 0, price_of(1.5)
-    (0.0, True, 8.0)
+    (0.0, True, 16.0)
     """
     if load <= FREE_LOAD:
         return 0.0
@@ -61,7 +61,7 @@ def price_of(load: float) -> float:
 class Congestion:
     """Learns the loads of pools and links from decisions, and puts their prices into tolls."""
 
-    def __init__(self, *, memory_s: float = 30.0, period_s: float = 1.0) -> None:
+    def __init__(self, *, memory_s: float = 60.0, period_s: float = 1.0) -> None:
         self._memory_s = memory_s
         self._period_s = period_s
         self._pool_of: dict[WorkerId, tuple[str, Site, str]] = {}

@@ -35,7 +35,7 @@ class Asked:
     """So much is asked each second of a fleet of these workers."""
 
     def __init__(self, *workers, prices=True, every_s=1.0):
-        self.congestion, self.tolls, self.now, self.every_s = Congestion(), Tolls(), 0.0, every_s
+        self.congestion, self.tolls, self.now, self.every_s = Congestion(memory_s=30.0), Tolls(), 0.0, every_s
         self.prices = self.tolls if prices else None
         for one in workers:
             self.congestion.joined(one)
