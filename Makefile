@@ -46,7 +46,7 @@ demo-check: install-demo  ## The demo, with assertions on what it showed; wants 
 live-check: install-demo  ## The demo, then the simulator on the same requests; wants a quiet machine.
 	folder=$$(mktemp -d) && $(VENV)/bin/homing demo --out $$folder/demo.json && $(VENV)/bin/homing sim live $$folder/demo.json
 
-validate: install  ## The simulator against queueing theory and publications: some ten minutes.
+validate: install  ## The simulator against queueing theory and publications: about half an hour.
 	$(VENV)/bin/homing sim validate
 
 fuzz: install  ## Random bytes and mutated messages on every gRPC method, for a minute.
