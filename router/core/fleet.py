@@ -220,12 +220,7 @@ class Fleet:
         """Put a worker where its load and speed belong within its pool."""
         state = self._states.get(worker)
         if state is not None and not state.draining:
-            pool = self._pool(state)
-            full = self._is_full(state)
-            if state.worker.role.can_prefill:
-                self._rerank_prefill(pool, state, full=full)
-            if state.worker.role.can_decode:
-                self._rerank_decode(pool, state, full=full)
+            self._insert(self._pool(state), state)
 
     def check(self) -> None:
         """Assert that ranks, masks and maps agree."""

@@ -102,7 +102,6 @@ class _Search:
         self._deepest = max((source.blocks for source in self._sources), default=0)
         self._ranked_sources: dict[Site, list[Source]] = {}
         self._first_bytes_s: dict[Site, float] = {}
-        self._may_fetch = bool(self._sources)
 
     def run(self) -> list[Plan]:
         pools = self._question.pools().values()

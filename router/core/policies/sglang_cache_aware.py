@@ -1,20 +1,13 @@
 """SGLang's cache-aware policy: the approximate prefix while loads are even, the least loaded when they are not."""
 
 from collections.abc import Sequence
-from random import Random
 
-from ..commands import Command
-from ..events import Event
 from ..fleet import WorkerState
 from ..question import Question
-from ..types import Plan
-from .baseline import fewest_requests, place
-from .options import AtLeastOne, Count, NotNegative, Share
-from .remembered import TREE_BLOCKS_MAX, Remembered
-from .watching import gone, sent
+from .approximate_tree import ApproximateTree
 
 
-class SglangCacheAware:
+class SglangCacheAware(ApproximateTree):
     """`cache_aware` of sglang-router 0.3.2 with the defaults of its command line.
 
     With `max - min > balance_absolute` and `max > balance_relative * min` requests in flight: the least loaded.
@@ -26,30 +19,6 @@ class SglangCacheAware:
     """
 
     name = "sglang-cache-aware"
-
-    def __init__(
-        self,
-        *,
-        cache_threshold: Share = 0.3,
-        balance_absolute: NotNegative = 64,
-        balance_relative: AtLeastOne = 1.5,
-        tree_blocks_max: Count = TREE_BLOCKS_MAX,
-    ) -> None:
-        self._cache_threshold = cache_threshold
-        self._balance_absolute = balance_absolute
-        self._balance_relative = balance_relative
-        self.tree = Remembered(tree_blocks_max)
-
-    def choose(self, question: Question, random: Random) -> list[Plan]:
-        """The longest approximate prefix, or the least loaded."""
-        return place(question, lambda workers: self._pick(question, workers), pick_decode=fewest_requests(question))
-
-    def observe(self, event: Event, commands: Sequence[Command], now: float) -> None:
-        """Remember what was sent to whom, and forget who is gone."""
-        for worker in gone(event, commands):
-            self.tree.forget(worker)
-        for decision in sent(commands):
-            self.tree.sent(decision.plan.prefill, decision.request.block_keys)
 
     def _pick(self, question: Question, workers: Sequence[WorkerState]) -> WorkerState:
         in_flight = question.fleet.ledger.running

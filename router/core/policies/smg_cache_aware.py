@@ -1,20 +1,13 @@
 """SMG's cache-aware policy: pin to the holder of the approximate prefix, spill when it is loaded beyond others."""
 
 from collections.abc import Sequence
-from random import Random
 
-from ..commands import Command
-from ..events import Event
 from ..fleet import WorkerState
 from ..question import Question
-from ..types import Plan
-from .baseline import fewest_requests, place
-from .options import AtLeastOne, Count, NotNegative, Share
-from .remembered import TREE_BLOCKS_MAX, Remembered
-from .watching import gone, sent
+from .approximate_tree import ApproximateTree
 
 
-class SmgCacheAware:
+class SmgCacheAware(ApproximateTree):
     """`cache_aware` of Shepherd Model Gateway (smg) 1.13 with the defaults of its command line.
 
     The worker that was sent the longest prefix, if that is at least `cache_threshold` of the prompt; among equals the
@@ -28,30 +21,6 @@ class SmgCacheAware:
     """
 
     name = "smg-cache-aware"
-
-    def __init__(
-        self,
-        *,
-        cache_threshold: Share = 0.3,
-        balance_absolute: NotNegative = 64,
-        balance_relative: AtLeastOne = 1.5,
-        tree_blocks_max: Count = TREE_BLOCKS_MAX,
-    ) -> None:
-        self._cache_threshold = cache_threshold
-        self._balance_absolute = balance_absolute
-        self._balance_relative = balance_relative
-        self.tree = Remembered(tree_blocks_max)
-
-    def choose(self, question: Question, random: Random) -> list[Plan]:
-        """The holder of the approximate prefix, or the least loaded."""
-        return place(question, lambda workers: self._pick(question, workers), pick_decode=fewest_requests(question))
-
-    def observe(self, event: Event, commands: Sequence[Command], now: float) -> None:
-        """Remember what was sent to whom, and forget who is gone."""
-        for worker in gone(event, commands):
-            self.tree.forget(worker)
-        for decision in sent(commands):
-            self.tree.sent(decision.plan.prefill, decision.request.block_keys)
 
     def _pick(self, question: Question, workers: Sequence[WorkerState]) -> WorkerState:
         loads = {w.bit: question.fleet.ledger.running(w.worker.id) for w in workers}
