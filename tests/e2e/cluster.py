@@ -6,7 +6,6 @@ anything was left behind.
 
 import asyncio
 import random
-import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -20,6 +19,7 @@ import torch
 from homing.protos import common_pb2, router_pb2, worker_pb2
 from homing.protos.router_pb2_grpc import RouterStub
 from homing.protos.worker_pb2_grpc import WorkerStub
+from homing.router.cli.demo.ports import free_ports
 from homing.router.core.blocks import pack_tokens
 from homing.router.service.config import parse_config
 from homing.router.service.process import RouterProcess
@@ -59,10 +59,8 @@ async def eventually(
 
 
 def free_port() -> int:
-    """A port that nobody listens on at the moment."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A port that nobody listens on, and that no outgoing connection is given."""
+    return free_ports(1)[0]
 
 
 def prompt_of(seed: int, length: int) -> list[int]:

@@ -4,7 +4,6 @@ Two small sites have little KV memory each; long prompts go to a prefill pool in
 The router's beliefs about links are wrong on purpose, too quick or too slow: what it knows at the end, it learned.
 """
 
-import socket
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,8 @@ import yaml
 
 from homing.router.service.config import Config, parse_config
 from homing.workers.emulation import EmulatedLink, Wan
+
+from .ports import free_ports
 
 HOME = "amsterdam"
 ROUTER_ID = "router"
@@ -76,18 +77,6 @@ def scale_links(wan: Wan, bytes_per_token: int, compute_s_per_token: float) -> d
             wan.set_rate(*pair, rate)
             true[pair] = rate
     return true
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nobody uses at the moment."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
