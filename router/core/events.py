@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .types import BlockKey, LoadReport, Outcome, Request, RequestId, Site, Tier, Worker, WorkerId
+from .types import BlockKey, LoadReport, Outcome, Request, RequestId, Site, Tier, Trust, Worker, WorkerId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +74,14 @@ class CacheCleared:
     """A worker holds nothing, or nothing that can be believed: a gap was seen in its events."""
 
     worker_id: WorkerId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrustChanged:
+    """What is believed of a worker's cache can be relied on more, or less, than before."""
+
+    worker_id: WorkerId
+    trust: Trust
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +179,7 @@ Event = (
     | BlocksStored
     | BlocksRemoved
     | CacheCleared
+    | TrustChanged
     | TransferFinished
     | PrefillMeasured
     | DecodeMeasured

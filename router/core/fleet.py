@@ -15,7 +15,7 @@ from sortedcontainers import SortedList
 
 from .ledger import Account, Charge, Ledger
 from .rates import LearnedScale, PrefillRate
-from .types import LoadReport, ModelName, RequestId, Role, Site, Worker, WorkerId
+from .types import HOMING_TRANSPORT, LoadReport, ModelName, PlanKind, RequestId, Role, Site, Trust, Worker, WorkerId
 
 DECODE_STEP_PRIOR_S = 0.05
 
@@ -37,6 +37,7 @@ class WorkerState:
     decode_step_s: LearnedScale = field(default_factory=lambda: LearnedScale(DECODE_STEP_PRIOR_S))
     report: LoadReport | None = None
     draining: bool = False
+    trust: Trust = Trust.EXACT
     foreign_tokens: int = 0
     foreign_requests: int = 0
     foreign_blocks: int = 0
@@ -84,6 +85,7 @@ class Fleet:
         self._by_bit: dict[int, WorkerState] = {}
         self._pools: dict[ModelName, dict[Site, Pool]] = {}
         self._free_bits: list[int] = []
+        self._limited: set[WorkerId] = set()
         self._largest: dict[ModelName, int] = {}
 
     def __len__(self) -> int:
@@ -129,6 +131,7 @@ class Fleet:
         pool.roles[worker.role] += 1
         self._insert(pool, state)
         self._measure_largest(worker.model)
+        self._note_limits(state)
         return state
 
     def lose(self, worker: WorkerId) -> WorkerState | None:
@@ -143,6 +146,7 @@ class Fleet:
         pool.roles[state.worker.role] -= 1
         self._free_bits.append(state.bit)
         self.ledger.let_go(worker)
+        self._limited.discard(worker)
         self._measure_largest(state.worker.model)
         return state
 
@@ -152,6 +156,18 @@ class Fleet:
         if state is not None:
             self._discard(self._pool(state), state)
             state.draining = True
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether any worker cannot carry out every plan with every other, or cannot be believed in full."""
+        return bool(self._limited)
+
+    def trust(self, worker: WorkerId, trust: Trust) -> None:
+        """Believe a worker's cache as far as this."""
+        state = self._states.get(worker)
+        if state is not None:
+            state.trust = trust
+            self._note_limits(state)
 
     def report(self, report: LoadReport, now: float) -> bool:
         """Take a load report in; one that is not newer than the last is ignored. Returns whether room appeared."""
@@ -238,6 +254,14 @@ class Fleet:
                 decoding = [s.decode_rank for s in members if s.worker.role.can_decode]
                 assert list(pool.decoders) == sorted(rank for rank in decoding if rank is not None)
                 assert None not in prefilling and None not in decoding
+
+    def _note_limits(self, state: WorkerState) -> None:
+        worker = state.worker
+        able = worker.transport == HOMING_TRANSPORT and len(worker.plans) == len(PlanKind)
+        if able and state.trust is Trust.EXACT:
+            self._limited.discard(worker.id)
+        else:
+            self._limited.add(worker.id)
 
     def _measure_largest(self, model: ModelName) -> None:
         workers = [state.worker for pool in self.pools(model).values() for state in pool.by_bit.values()]

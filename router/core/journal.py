@@ -120,7 +120,7 @@ def _essence(command: Command) -> object:
 
 
 def to_plain(value: Any) -> Any:
-    """A dataclass as a dictionary, an enum as its value, a tuple as a list; the rest as it is.
+    """A dataclass as a dictionary, an enum as its value, a tuple as a list, a set as a sorted one; the rest as it is.
 
     >>> from .events import WorkerLost
     >>> to_plain(WorkerLost(worker_id="w", reason="gone"))
@@ -136,6 +136,8 @@ def to_plain(value: Any) -> Any:
         return value.value
     if isinstance(value, tuple | list):
         return [to_plain(each) for each in value]
+    if isinstance(value, frozenset):
+        return sorted(to_plain(each) for each in value)
     return str(value) if isinstance(value, float) and not isfinite(value) else value
 
 
@@ -159,6 +161,9 @@ def _decoder(kind: Any) -> Decode:
         return _optional(_decoder(inner))
     if origin is tuple:
         return _sequence(_decoder(inside[0]))
+    if origin is frozenset:
+        members = _sequence(_decoder(inside[0]))
+        return lambda plain, path: frozenset(members(plain, path))
     if origin is dict or kind is Any:
         return lambda plain, path: plain
     if is_dataclass(kind):

@@ -17,6 +17,7 @@ bounded by the number of sites, not of workers:
 decisions were off, all together by 0.3 % of the score.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +31,7 @@ from .fleet import Pool, WorkerState
 from .prefix_index import iter_bits
 from .preparation import Preparation, Source
 from .question import Question
-from .types import Plan, PlanKind, Role, Site, WorkerId
+from .types import Plan, PlanKind, Role, Site, Trust, WorkerId
 
 ROUNDING_S = 1e-9
 """Sums of the same terms in another order differ by less."""
@@ -146,7 +147,7 @@ class _Search:
             if question.needs_no_prefill(seat.worker):
                 self._offer_made(question.local(seat.worker))
                 continue
-            for source in self._sources_for(seat.worker, self._pricer.reusable):
+            for source in self._sources_for(seat.worker, self._pricer.reusable, PlanKind.DIRECT):
                 self._offer_made(question.direct(seat.worker, source))
 
     def _offer_made(self, plan: Plan) -> None:
@@ -170,7 +171,7 @@ class _Search:
         for after_s, decode in wanting:
             if self._is_beaten(before_s + after_s):
                 return
-            if decode is not way.worker:
+            if decode is not way.worker and self._question.may_move(PlanKind.REMOTE, way.worker, decode):
                 held = self._question.held(decode)
                 score_s = pricer.remote_score_s(way, decode, held)
                 self._offer(PlanKind.REMOTE, score_s, partial(pricer.remote, way, decode, held))
@@ -210,8 +211,10 @@ class _Search:
     def _preparations(self, seat: _Seat, end_tokens: int) -> Iterator[Preparation]:
         worker, held = seat.worker, seat.held
         yield self._pricer.compute(worker, seat.will_hold, end_tokens)
-        for source in self._sources_for(worker, seat.will_hold + 1):
+        for source in self._sources_for(worker, seat.will_hold + 1, PlanKind.FETCH):
             yield self._pricer.fetch(worker, held, source, end_tokens)
+            if not self._question.may_move(PlanKind.SPLIT, source.state, worker):
+                continue
             split = self._pricer.split(worker, held, source, end_tokens)
             if split is not None:
                 yield split
@@ -300,7 +303,13 @@ class _Search:
         return [pool.by_bit[bit] for bit in sorted(first) or islice(iter_bits(mask), self._breadth.scan)]
 
     def _find_sources(self) -> list[Source]:
-        """Of each site the deepest holders; any of them may be read, even one that takes no requests."""
+        """Of each site the deepest holders; any of them may be read, even one that takes no requests.
+
+        Where workers differ in how they move KV, the calmest of a level may be no source for some that need one; then
+        each way of moving has a source of its own.
+        """
+        if self._question.fleet.is_limited:
+            return self._find_sources_by_transport()
         found: list[Source] = []
         for pool in self._question.source_pools():
             taken = 0
@@ -314,7 +323,23 @@ class _Search:
                         break
         return found
 
-    def _sources_for(self, worker: WorkerState, least_blocks: int) -> Iterator[Source]:
+    def _find_sources_by_transport(self) -> list[Source]:
+        """As `_find_sources`, for each way of moving KV, among workers whose caches are surely known."""
+        found: list[Source] = []
+        for pool in self._question.source_pools():
+            taken: Counter[str] = Counter()
+            for level in self._question.levels:
+                here = level.holders & pool.mask
+                able = [w for w in self._some(pool, here) if w.trust is Trust.EXACT] if here else []
+                able.sort(key=lambda w: (self._question.fleet.running(w), w.bit))
+                calmest = {w.worker.transport: w for w in reversed(able) if w.worker.transport}
+                for transport, worker in calmest.items():
+                    if taken[transport] < self._breadth.per_level:
+                        found.append(Source(worker, min(level.depth, self._pricer.reusable)))
+                        taken[transport] += 1
+        return found
+
+    def _sources_for(self, worker: WorkerState, least_blocks: int, kind: PlanKind) -> Iterator[Source]:
         """The sources that would have at least so many blocks at a worker soonest, counting what remains to compute."""
         site = worker.worker.site
         ranked = self._ranked_sources.get(site)
@@ -322,6 +347,8 @@ class _Search:
             ranked = sorted(self._sources, key=lambda source: (self._until_complete_s(source, site), source.state.bit))
             self._ranked_sources[site] = ranked
         useful = (source for source in ranked if source.blocks >= least_blocks and source.state is not worker)
+        if self._question.fleet.is_limited:
+            useful = (source for source in useful if self._question.may_move(kind, source.state, worker))
         return islice(useful, self._breadth.sources)
 
     def _until_complete_s(self, source: Source, site: Site) -> float:

@@ -12,7 +12,7 @@ from .fleet import Fleet, Pool, WorkerState
 from .prefix_index import Level, PrefixIndex
 from .preparation import Source
 from .price import Pricer
-from .types import ModelName, ModelProfile, Plan, PlanKind, Request, Site, Tier
+from .types import ModelName, ModelProfile, Plan, PlanKind, Request, Site, Tier, Trust
 
 FEW_LEVELS = 8
 """Up to so many levels are looked through one by one."""
@@ -50,12 +50,13 @@ class Question:
         self.blocks = -(-(request.prompt_tokens + request.max_output_tokens) // profile.block_tokens)
 
     def held(self, worker: WorkerState) -> int:
-        """How many leading blocks of the prompt a worker has, of those that can be reused."""
+        """How many leading blocks of the prompt a worker has, of those that can be reused; none of a blind one."""
         bit = worker.bit
         held = self._held.get(bit)
         if held is None:
             held = 0
-            for level in self.levels if len(self.levels) <= FEW_LEVELS else self._from(bit):
+            levels = [] if worker.trust is Trust.BLIND else self.levels
+            for level in levels if len(levels) <= FEW_LEVELS else self._from(bit):
                 if level.holders >> bit & 1:
                     held = min(self.pricer.reusable, level.depth)
                     break
@@ -91,6 +92,20 @@ class Question:
         """Whether a worker may be given this request: it has room and did not fail it before."""
         return not self.excluded >> worker.bit & 1 and self.fleet.has_room(worker, self.blocks)
 
+    def may_move(self, kind: PlanKind, source: WorkerState, target: WorkerState) -> bool:
+        """Whether a plan of this kind may move KV from one worker to another: both must move it in the same way, and
+        what the source is believed to hold must be sure.
+        """
+        if not self.fleet.is_limited:
+            return True
+        transport = target.worker.transport
+        return (
+            bool(transport)
+            and kind in target.worker.plans
+            and source.worker.transport == transport
+            and (kind is PlanKind.REMOTE or source.trust is Trust.EXACT)
+        )
+
     def prefillers(self) -> Iterator[WorkerState]:
         """All workers that may compute this prompt, in a fixed order."""
         for _, pool in sorted(self.pools().items()):
@@ -111,11 +126,11 @@ class Question:
         return self.pricer.plan(prepared)
 
     def handed_over(self, prefill: WorkerState, decode: WorkerState) -> Plan | None:
-        """The plan in which `prefill` computes and `decode` decodes; None when there is nothing to hand over."""
+        """The plan in which `prefill` computes and `decode` decodes; None when there is nothing to hand over, or no way."""
         held = self.held(decode)
-        if held >= self.pricer.reusable:
+        if held >= self.pricer.reusable or not self.may_move(PlanKind.REMOTE, prefill, decode):
             return None
-        if self.held(prefill) >= self.pricer.reusable:
+        if self.held(prefill) >= self.pricer.reusable and self.may_move(PlanKind.DIRECT, prefill, decode):
             return self.direct(decode, Source(prefill, self.held(prefill)))
         end_tokens = self.pricer.reusable * self.profile.block_tokens
         prepared = self.pricer.compute(prefill, self.held(prefill), end_tokens)

@@ -31,6 +31,7 @@ from .events import (
     RequestFinished,
     TimerFired,
     TransferFinished,
+    TrustChanged,
     WorkerDraining,
     WorkerJoined,
     WorkerLost,
@@ -124,6 +125,7 @@ class Scheduler:
             BlocksStored: self._cache_changed,
             BlocksRemoved: self._cache_changed,
             CacheCleared: self._cache_changed,
+            TrustChanged: self._trust_changed,
             TransferFinished: self._measured,
             PrefillMeasured: self._measured,
             DecodeMeasured: self._measured,
@@ -368,6 +370,10 @@ class Scheduler:
     def _cache_changed(self, event: CacheChange) -> list[Command]:
         contradiction = self.world.cache_changed(event)
         return [Resync(worker_id=event.worker_id, reason=contradiction)] if contradiction else []
+
+    def _trust_changed(self, event: TrustChanged) -> list[Command]:
+        self.fleet.trust(event.worker_id, event.trust)
+        return []
 
     def _worker_lost(self, worker: WorkerId, reason: str) -> list[Command]:
         if not self.world.lose(worker):

@@ -51,6 +51,18 @@ class PlanKind(StrEnum):
     DIRECT = "direct"
 
 
+class Trust(StrEnum):
+    """How far what is believed of a worker's cache can be relied on."""
+
+    EXACT = "exact"
+    """It tells every change, and none was missed."""
+    DEGRADED = "degraded"
+    """What is known is a guess from what was sent there, or a gap is being closed: good enough to send a request
+    there, not to fetch from there."""
+    BLIND = "blind"
+    """Nothing is known: it counts as holding nothing."""
+
+
 class MoveKind(StrEnum):
     """How blocks travel, and what the target does meanwhile."""
 
@@ -127,9 +139,17 @@ class ModelProfile:
         return self.state_bytes + self.bytes_per_token * tokens if tokens > 0 else 0
 
 
+HOMING_TRANSPORT = "homing"
+"""How Homing's own workers move KV."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Worker:
-    """The static facts of a worker, from joining."""
+    """The static facts of a worker, from joining.
+
+    KV moves only between workers of one `transport`, and not at all where it is empty; `plans` are what a worker can
+    carry out when blocks come to it. Every worker can carry out `local`, which moves none.
+    """
 
     id: WorkerId
     model: ModelName
@@ -139,6 +159,8 @@ class Worker:
     kv_blocks_max: int
     requests_max: int = 64
     prior: PrefillPrior = field(default_factory=PrefillPrior)
+    transport: str = HOMING_TRANSPORT
+    plans: frozenset[PlanKind] = frozenset(PlanKind)
 
     def __post_init__(self) -> None:
         assert self.kv_blocks_max > 0 and self.block_tokens > 0 and self.requests_max > 0, self

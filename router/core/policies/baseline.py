@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from ..fleet import WorkerState
 from ..preparation import Source
 from ..question import Question
-from ..types import Plan
+from ..types import Plan, PlanKind
 
 Pick = Callable[[Sequence[WorkerState]], WorkerState]
 FindSource = Callable[[WorkerState], Source | None]
@@ -46,7 +46,7 @@ def to_prefill(question: Question) -> list[WorkerState]:
 def answered(question: Question, worker: WorkerState, source: Source | None = None) -> Plan:
     """The plan in which one worker does everything, after getting from `source` what that one has beyond it."""
     held = question.held(worker)
-    if source is None or source.blocks <= held:
+    if source is None or source.blocks <= held or not question.may_move(PlanKind.FETCH, source.state, worker):
         return question.local(worker)
     pricer = question.pricer
     return pricer.plan(pricer.fetch(worker, held, source, question.request.prompt_tokens))
@@ -62,8 +62,12 @@ def handed_over(
     held, pricer = question.held(prefill), question.pricer
     if source is None or source.blocks <= held or question.needs_no_prefill(decode):
         return question.handed_over(prefill, decode)
-    if source.blocks >= pricer.reusable:
+    if source.blocks >= pricer.reusable and question.may_move(PlanKind.DIRECT, source.state, decode):
         return question.direct(decode, source)
+    if not question.may_move(PlanKind.FETCH, source.state, prefill):
+        return question.handed_over(prefill, decode)
+    if not question.may_move(PlanKind.REMOTE, prefill, decode):
+        return None
     prepared = pricer.fetch(prefill, held, source, pricer.reusable * question.profile.block_tokens)
     return pricer.remote(prepared, decode, question.held(decode))
 

@@ -5,13 +5,13 @@ from dataclasses import replace
 from random import Random
 from typing import NamedTuple
 
-from homing.router.core.events import WorkerDraining
+from homing.router.core.events import TrustChanged, WorkerDraining
 from homing.router.core.ledger import Charge, Flow
 from homing.router.core.preparation import Preparation, Source
 from homing.router.core.question import Question
 from homing.router.core.scheduler import Scheduler
 from homing.router.core.tolls import Tolls
-from homing.router.core.types import Link, Plan, PrefillPrior, Request, RequestId, Role, Site, Worker
+from homing.router.core.types import Link, Plan, PlanKind, PrefillPrior, Request, RequestId, Role, Site, Trust, Worker
 
 from .fleets import BLOCK, HERE, PROFILE, busy, chain, link, load, request, scheduler, stored, worker
 
@@ -46,6 +46,25 @@ def random_world(seed: int, *, sites: int, per_site: int, spread: float) -> Worl
         flow = Flow(source=source.id, target=target.id, link=(source.site, target.site), bytes=1)
         made.fleet.charge(RequestId(f"flow {number}"), Charge(flows=(flow,)), 0.0)
     return World(made, request("r", keys, len(keys) * BLOCK + random.randint(1, 40)))
+
+
+def limited_world(seed: int, *, sites: int, per_site: int, spread: float) -> World:
+    """A random world of engines that move KV in different ways, or not at all, and of which not all is known."""
+    world = random_world(seed, sites=sites, per_site=per_site, spread=spread)
+    random = Random(seed)
+    for state in world.scheduler.fleet:
+        plans = frozenset(kind for kind in PlanKind if random.random() < 0.7)
+        state.worker = replace(state.worker, transport=random.choice(["homing", "homing", "nixl", ""]), plans=plans)
+        trust = random.choice([Trust.EXACT, Trust.EXACT, Trust.DEGRADED, Trust.BLIND])
+        world.scheduler.handle(TrustChanged(worker_id=state.worker.id, trust=trust), 0.0)
+    return world
+
+
+def may_move(kind: PlanKind, source: Worker, target: Worker, trust: Trust) -> bool:
+    """What the router's rule says, in other words."""
+    if kind not in target.plans or not source.transport or source.transport != target.transport:
+        return False
+    return kind is PlanKind.REMOTE or trust is Trust.EXACT
 
 
 def _workers(random: Random, site: Site, per_site: int, spread: float) -> Iterator[Worker]:
@@ -112,7 +131,7 @@ def _every_remote_plan(question: Question) -> Iterator[Plan]:
     for one in question.prefillers():
         for prepared in _every_preparation(question, one, question.pricer.reusable * BLOCK):
             for decode in wanting if prepared.computed_tokens else ():
-                if decode is not one:
+                if decode is not one and may_move(PlanKind.REMOTE, one.worker, decode.worker, one.trust):
                     yield question.pricer.remote(prepared, decode, question.held(decode))
 
 
@@ -124,11 +143,14 @@ def _every_preparation(question: Question, one, end_tokens: int) -> Iterator[Pre
     held = question.held(one)
     yield question.pricer.compute(one, held, end_tokens)
     for source in _every_source(question):
-        if source.state is not one and source.blocks > held:
+        if source.state is one or source.blocks <= held:
+            continue
+        given = (source.state.worker, one.worker, source.state.trust)
+        if may_move(PlanKind.FETCH, *given):
             yield question.pricer.fetch(one, held, source, end_tokens)
-            split = question.pricer.split(one, held, source, end_tokens)
-            if split is not None:
-                yield split
+        split = question.pricer.split(one, held, source, end_tokens)
+        if split is not None and may_move(PlanKind.SPLIT, *given) and may_move(PlanKind.FETCH, *given):
+            yield split
 
 
 def _every_plan_without_prefill(question: Question, one) -> Iterator[Plan]:
@@ -136,5 +158,7 @@ def _every_plan_without_prefill(question: Question, one) -> Iterator[Plan]:
         yield question.local(one)
         return
     for source in _every_source(question):
-        if source.state is not one and source.blocks >= question.pricer.reusable:
+        if source.state is one or source.blocks < question.pricer.reusable:
+            continue
+        if may_move(PlanKind.DIRECT, source.state.worker, one.worker, source.state.trust):
             yield question.direct(one, source)

@@ -5,14 +5,14 @@ from statistics import mean
 
 import pytest
 
-from homing.router.core.events import RequestArrived
+from homing.router.core.events import RequestArrived, TrustChanged
 from homing.router.core.ledger import Charge
 from homing.router.core.planner import Breadth, search
 from homing.router.core.policies.homing import Homing
-from homing.router.core.types import MoveKind, PlanKind, PrefillPrior, RequestId, Role, Site, WorkerId
+from homing.router.core.types import MoveKind, PlanKind, PrefillPrior, RequestId, Role, Site, Trust, WorkerId
 
 from .fleets import HERE, THERE, both_ways, busy, chain, link, load, request, scheduler, stored, worker
-from .plan_worlds import every_plan, random_world
+from .plan_worlds import every_plan, limited_world, may_move, random_world
 
 SHAPES = [(4, 6), (2, 20), (6, 3)]
 WORLDS = 150
@@ -75,6 +75,36 @@ def test_bounds_lose_nothing_whatever_others_lose():
                 assert plans[0].estimate.score_s == pytest.approx(best_s, abs=1e-9), f"seed {seed}"
                 dear += plans[0].estimate.toll_s > 0
     assert dear > WORLDS / 2
+
+
+def test_where_engines_move_kv_in_different_ways_only_what_they_can_do_is_proposed():
+    everything = Breadth(whole=1000, per_level=1000, sources=1000)
+    moved = 0
+    for seed in range(2 * WORLDS):
+        world = limited_world(seed, sites=3, per_site=5, spread=2.0)
+        plans = search(world.question(), breadth=everything)
+        best_s = min((plan.estimate.score_s for plan in every_plan(world.question())), default=None)
+        assert bool(plans) == (best_s is not None), f"seed {seed}"
+        if plans:
+            assert plans[0].estimate.score_s == pytest.approx(best_s, abs=1e-9), f"seed {seed}"
+        for plan in plans:
+            for move in plan.moves:
+                source, target = world.scheduler.fleet.get(move.source), world.scheduler.fleet.get(move.target)
+                kind = PlanKind.FETCH if plan.kind is PlanKind.REMOTE and move.kind is not MoveKind.SHIP else plan.kind
+                assert may_move(kind, source.worker, target.worker, source.trust), f"seed {seed}"
+                moved += 1
+    assert moved > WORLDS / 2
+
+
+def test_a_blind_worker_counts_as_holding_nothing():
+    made = scheduler(worker("w1"), worker("w2"))
+    made.handle(stored("w1", KEYS), 0.0)
+    question = made.question(request("r", KEYS))
+    assert question.held(made.fleet.get("w1")) == question.pricer.reusable
+    made.handle(TrustChanged(worker_id=WorkerId("w1"), trust=Trust.BLIND), 0.0)
+    assert made.question(request("r", KEYS)).held(made.fleet.get("w1")) == 0
+    made.handle(TrustChanged(worker_id=WorkerId("w1"), trust=Trust.DEGRADED), 0.0)
+    assert made.question(request("r", KEYS)).held(made.fleet.get("w1")) == question.pricer.reusable
 
 
 def test_the_first_plan_is_the_best_of_those_shown_and_each_kind_is_shown_once():
