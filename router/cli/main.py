@@ -57,7 +57,18 @@ def _homing(
 def serve(
     config: ConfigFile = None,
     listen: Annotated[str | None, typer.Option(help="gRPC address to listen on.")] = None,
-    http: Annotated[str | None, typer.Option(help="Address for /metrics, /health and /ready.")] = None,
+    http: Annotated[
+        str | None, typer.Option(help="The operator's address: /metrics, /health, /ready, /fleet, /workers.")
+    ] = None,
+    door: Annotated[
+        str | None, typer.Option(help="Address of the OpenAI-compatible door; with --backend 127.0.0.1:8080.")
+    ] = None,
+    backend: Annotated[
+        list[str] | None, typer.Option("--backend", "-b", help="URL of an engine to stand in front of; repeatable.")
+    ] = None,
+    ext_proc: Annotated[
+        str | None, typer.Option(help="Address for an Envoy that asks for endpoints (ext_proc).")
+    ] = None,
     site: Annotated[str | None, typer.Option(help="The site in which this router stands.")] = None,
     journal: Annotated[
         str | None, typer.Option(help="Record what the core is told and answers, for `homing sim replay`.")
@@ -67,7 +78,16 @@ def serve(
     """Run a router."""
     from .serve import run_router
 
-    run_router(config, {"listen": listen, "http": http, "site": site, "journal": journal, "log": log})
+    given = {
+        "listen": listen,
+        "http": http,
+        "door": door,
+        "ext_proc": ext_proc,
+        "site": site,
+        "journal": journal,
+        "log": log,
+    }
+    run_router(config, given, backend or [])
 
 
 @app.command()

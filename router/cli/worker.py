@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 
 from homing.router.core.errors import ConfigError
-from homing.router.service.config import Config, WorkerSection, load_config
+from homing.router.service.config import Config, load_config
+from homing.router.service.sections import WorkerSection
 
 from .logs import configure_logs
 from .serve import listen_for_stop, with_section

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .types import BlockKey, LoadReport, Outcome, Request, RequestId, Site, Tier, Trust, Worker, WorkerId
+from .types import BlockKey, Link, LoadReport, Outcome, Request, RequestId, Site, Tier, Trust, Worker, WorkerId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +165,13 @@ class LinkMeasured:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LinksConfigured:
+    """The operator says anew what the links are: what was learned of those that changed no longer counts."""
+
+    links: tuple[Link, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TimerFired:
     """The time that `next_timer()` named has come."""
 
@@ -188,5 +195,6 @@ Event = (
     | RequestFinished
     | DispatchFailed
     | LinkMeasured
+    | LinksConfigured
     | TimerFired
 )

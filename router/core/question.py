@@ -36,6 +36,7 @@ class Question:
         excluded: int = 0,
         group: tuple[ModelName, ...] = (),
         tiers: Mapping[Tier, PrefixIndex] | None = None,
+        hypothetical: bool = False,
     ) -> None:
         self.request = request
         self.profile = profile
@@ -43,6 +44,8 @@ class Question:
         self.levels = levels
         self.pricer = pricer
         self.excluded = excluded
+        self.hypothetical = hypothetical
+        """Whether nothing follows from the answer, so that nobody is to learn from the question."""
         self._held: dict[int, int] = {}
         self._holders_down_to: list[int] | None = None
         self._group = group or (request.model,)
@@ -126,7 +129,7 @@ class Question:
         return self.pricer.plan(prepared)
 
     def handed_over(self, prefill: WorkerState, decode: WorkerState) -> Plan | None:
-        """The plan in which `prefill` computes and `decode` decodes; None when there is nothing to hand over, or no way."""
+        """The plan in which `prefill` computes and `decode` decodes; None with nothing, or no way, to hand over."""
         held = self.held(decode)
         if held >= self.pricer.reusable or not self.may_move(PlanKind.REMOTE, prefill, decode):
             return None

@@ -8,6 +8,7 @@ Rule 4: time never goes back (I2); an event that says so is taken as of the late
 """
 
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -23,6 +24,7 @@ from .events import (
     Event,
     FirstToken,
     LinkMeasured,
+    LinksConfigured,
     LoadReported,
     PrefillFinished,
     PrefillMeasured,
@@ -37,7 +39,7 @@ from .events import (
     WorkerLost,
 )
 from .limits import Limits
-from .policies import Observing, Policy, Rebalancing
+from .policies import Foreseeing, Observing, Policy, Rebalancing
 from .question import Question
 from .tolls import Tolls
 from .topology import Topology
@@ -130,6 +132,7 @@ class Scheduler:
             PrefillMeasured: self._measured,
             DecodeMeasured: self._measured,
             LinkMeasured: self._measured,
+            LinksConfigured: self._links_configured,
             WorkerJoined: self._worker_joined,
             WorkerDraining: self._worker_draining,
             WorkerLost: lambda event: self._worker_lost(event.worker_id, event.reason),
@@ -155,6 +158,12 @@ class Scheduler:
     def question(self, request: Request) -> Question:
         """All that is known at this moment about where a request could go, for whoever asks without deciding."""
         return self.world.question(request, self._now)
+
+    def foresee(self, request: Request) -> list[Plan]:
+        """What would be decided at this moment, the best plan first, without deciding: nothing is booked or learned."""
+        question = self.world.question(request, self._now, hypothetical=True)
+        policy = self.policy if isinstance(self.policy, Foreseeing) else deepcopy(self.policy)
+        return policy.choose(question, deepcopy(self._random))
 
     def knows(self, request: RequestId) -> bool:
         """Whether a request of this id waits or is out."""
@@ -357,6 +366,10 @@ class Scheduler:
 
     def _measured(self, event: Measured) -> list[Command]:
         self.world.learn(event, self._now)
+        return []
+
+    def _links_configured(self, event: LinksConfigured) -> list[Command]:
+        self.topology.configure(event.links)
         return []
 
     def _worker_joined(self, event: WorkerJoined) -> list[Command]:

@@ -36,6 +36,13 @@ class Topology:
             found = self._rates[pair] = LinkRate(prior.rtt_s, prior.bytes_per_s)
         return found
 
+    def configure(self, links: Iterable[Link]) -> None:
+        """Take the operator's word anew; what was learned of a link that changed is forgotten."""
+        before, self._priors = self._priors, {(link.source, link.target): link for link in links}
+        for pair in {*before, *self._priors}:
+            if before.get(pair) != self._priors.get(pair):
+                self._rates.pop(pair, None)
+
     def price_per_gb(self, source: Site, target: Site) -> float:
         """What the operator pays for a gigabyte (1e9 bytes) on this link."""
         link = self._priors.get((source, target))

@@ -45,7 +45,7 @@ class World:
         self.index = {tier: PrefixIndex() for tier in Tier}
         self.overhead_s = LearnedScale(OVERHEAD_PRIOR_S)
 
-    def question(self, request: Request, now: float, *, excluded: int = 0) -> Question:
+    def question(self, request: Request, now: float, *, excluded: int = 0, hypothetical: bool = False) -> Question:
         """All that is known at this moment about where a request could go; asking changes nothing."""
         profile = self.models[request.model]
         group = (profile.name,) if len(self.models) == 1 else self._group(profile.group)
@@ -64,7 +64,17 @@ class World:
             now=now,
         )
         levels = self.index[Tier.DEVICE].match(request.block_keys, among)
-        return Question(request, profile, self.fleet, levels, pricer, excluded=excluded, group=group, tiers=self.index)
+        return Question(
+            request,
+            profile,
+            self.fleet,
+            levels,
+            pricer,
+            excluded=excluded,
+            group=group,
+            tiers=self.index,
+            hypothetical=hypothetical,
+        )
 
     def _group(self, group: str) -> tuple[ModelName, ...]:
         return tuple(name for name, profile in self.models.items() if profile.group == group)

@@ -8,134 +8,30 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import msgspec
 import yaml
-from msgspec import Meta
 
 from homing.router.core.errors import ConfigError
 from homing.router.core.limits import Limits
 from homing.router.core.policies import make_policy
 from homing.router.core.types import Link, ModelName, ModelProfile, Site
 
-Positive = Annotated[float, Meta(gt=0, le=1e18)]
-NotNegative = Annotated[float, Meta(ge=0, le=1e18)]
-Count = Annotated[int, Meta(ge=1)]
-Name = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$")]
-Address = Annotated[str, Meta(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[^:\s]+):[0-9]{1,5}$")]
+from .sections import (
+    BLOCK_TOKENS,
+    BackendSection,
+    LinkSection,
+    ModelSection,
+    PolicySection,
+    RouterSection,
+    Section,
+    SiteSection,
+    WorkerSection,
+)
 
 
-BLOCK_TOKENS = 16
-"""The block size of a model for which neither the file nor a worker names one."""
-
-
-class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A part of the file; a key that it does not know is an error."""
-
-
-class RouterSection(_Section, frozen=True):
-    """The router process. Addresses bind to loopback unless told otherwise."""
-
-    site: Name = "home"
-    listen: Address = "127.0.0.1:7070"
-    http: Address = "127.0.0.1:7071"
-    queue_max: Count = 1024
-    retries_max: Annotated[int, Meta(ge=0, le=20)] = 3
-    lost_after_s: Positive = 5.0
-    lease_s: Positive = 900.0
-    reject_early: bool = False
-    request_timeout_s: Positive = 600.0
-    first_token_timeout_s: Positive = 300.0
-    drain_s: NotNegative = 30.0
-    decisions_kept: Count = 10_000
-    journal: Annotated[str, Meta(min_length=1)] | None = None
-    log: Literal["console", "json"] = "console"
-
-
-class SiteSection(_Section, frozen=True):
-    """A place where workers stand: a cluster, a datacentre."""
-
-    name: Name
-
-
-class LinkSection(_Section, frozen=True):
-    """What is believed of the way from one site to another until it was measured."""
-
-    source: Name
-    target: Name
-    bytes_per_s: Positive
-    rtt_s: NotNegative
-    price_per_gb: NotNegative = 0.0
-    both_ways: bool = True
-
-
-class ModelSection(_Section, frozen=True):
-    """A model that may be asked for.
-
-    What workers can tell themselves (KV size, layers, context) may be left out: the first worker that joins tells it.
-    With `bytes_per_token` the model is known before any worker joins. What is given here wins over what workers tell,
-    but for `block_tokens`, in which they must agree. `tokenizer` names what `source` names of a worker, and is needed
-    only for prompts that come as text.
-    """
-
-    name: Name
-    block_tokens: Count | None = None
-    bytes_per_token: Count | None = None
-    state_bytes: Annotated[int, Meta(ge=0)] = 0
-    layers: Count | None = None
-    context_tokens: Count | None = None
-    vocabulary_tokens: Count | None = None
-    kv_group: str = ""
-    tokenizer: str | None = None
-
-
-class PolicySection(_Section, frozen=True):
-    """How plans are chosen; `options` are those of the named policy."""
-
-    name: str = "homing"
-    seed: int = 0
-    dollars_per_s: NotNegative = 0.0
-    options: dict[str, bool | int | float | str | None] = {}
-
-
-class PriorSection(_Section, frozen=True):
-    """First guess of prefill_s(c, n) = a + b*(n-c) + q*(n^2-c^2)."""
-
-    a_s: NotNegative
-    b_s: Positive
-    q_s: NotNegative
-
-
-class WorkerSection(_Section, frozen=True):
-    """One worker process, as `homing worker --id` starts it."""
-
-    id: Name
-    site: Name
-    model: Name
-    source: str
-    role: Literal["prefill", "decode", "both"] = "both"
-    listen: Address = "127.0.0.1:0"
-    advertise_host: str | None = None
-    data_port: Annotated[int, Meta(ge=0, le=65535)] = 0
-    routers: tuple[Address, ...] = ()
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    device: str = "cpu"
-    threads: Count = 1
-    block_tokens: Count = BLOCK_TOKENS
-    kv_blocks_max: Count = 1024
-    requests_max: Count = 16
-    step_tokens_max: Count = 256
-    connections: Annotated[int, Meta(ge=1, le=16)] = 1
-    congestion: str | None = None
-    inline: bool = False
-    calibrate: bool = True
-    prior: PriorSection | None = None
-    address_from: dict[Name, Address] = {}
-    data_address_from: dict[Name, Address] = {}
-
-
-class Config(_Section, frozen=True):
+class Config(Section, frozen=True):
     """The whole file."""
 
     router: RouterSection = RouterSection()
@@ -144,6 +40,7 @@ class Config(_Section, frozen=True):
     models: tuple[ModelSection, ...] = ()
     policy: PolicySection = PolicySection()
     workers: tuple[WorkerSection, ...] = ()
+    backends: tuple[BackendSection, ...] = ()
 
     def worker(self, worker_id: str) -> WorkerSection:
         """One worker's section; an unknown id is a ConfigError that lists the known ones."""
@@ -222,6 +119,14 @@ def parse_config(text: str, *, where: str = "config") -> Config:
     return config
 
 
+def parse_backend(data: Any, *, where: str = "backend") -> BackendSection:
+    """Check one entry of `backends` that came from elsewhere; ConfigError as for a file."""
+    try:
+        return msgspec.convert(data, type=BackendSection)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where}: {_explain(str(error), data)}") from error
+
+
 def _links(section: LinkSection) -> Iterable[Link]:
     pairs = [(section.source, section.target)]
     if section.both_ways:
@@ -242,6 +147,7 @@ def _contradictions(config: Config) -> Iterable[str]:
         "sites": [section.name for section in config.sites],
         "models": [section.name for section in config.models],
         "workers": [section.id for section in config.workers],
+        "backends": [section.name for section in config.backends],
     }
     for path, names in lists.items():
         for name, count in Counter(names).items():
@@ -251,6 +157,12 @@ def _contradictions(config: Config) -> Iterable[str]:
         make_policy(config.policy.name, config.policy.options)
     except ConfigError as error:
         yield str(error)
+    for position, backend in enumerate(config.backends):
+        if backend.role != "both" and backend.connector is None:
+            yield (
+                f"backends[{position}].role: {backend.role!r} needs a connector that hands KV over; name one in "
+                "connector, or let the engine do both"
+            )
     if config.sites:
         yield from _unknown_sites(config)
 
@@ -261,6 +173,7 @@ def _unknown_sites(config: Config) -> Iterable[str]:
     for position, link in enumerate(config.links):
         mentioned += [(f"links[{position}].source", link.source), (f"links[{position}].target", link.target)]
     mentioned += [(f"workers[{position}].site", worker.site) for position, worker in enumerate(config.workers)]
+    mentioned += [(f"backends[{place}].site", each.site) for place, each in enumerate(config.backends) if each.site]
     for path, name in mentioned:
         if name not in sites:
             yield f"{path}: unknown site {name!r}; sites lists {', '.join(sorted(sites))}"

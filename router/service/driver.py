@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from homing.router.core.commands import Abandon, Cancel, ChangeRole, Command, Dispatch, Forget, Reject, Resync
 from homing.router.core.events import Event, RequestArrived, RequestCancelled, TimerFired
@@ -17,6 +18,16 @@ from homing.router.core.types import Request, RequestId
 log = logging.getLogger(__name__)
 
 RequestCommand = Dispatch | Reject | Cancel | Abandon
+
+
+class Mailbox(Protocol):
+    """Where the commands about one request go."""
+
+    def put_nowait(self, command: RequestCommand, /) -> None:
+        """Take one."""
+        ...
+
+
 Observer = Callable[[Event, list[Command], float, float], None]
 """Called with the event, its commands, the time, and how long the core took (seconds)."""
 
@@ -27,7 +38,7 @@ class Driver:
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
         self.on_worker: Callable[[Forget | Resync | ChangeRole], None] = lambda command: log.warning("%s", command)
-        self._mailboxes: dict[RequestId, asyncio.Queue[RequestCommand]] = {}
+        self._mailboxes: dict[RequestId, Mailbox] = {}
         self._observers: list[Observer] = []
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -53,12 +64,16 @@ class Driver:
         return commands
 
     def open(self, request: Request) -> asyncio.Queue[RequestCommand]:
-        """Let a request arrive; its commands come into the mailbox that is returned, until `close`."""
-        assert request.id not in self._mailboxes, f"{request.id} is open already"
+        """Let a request arrive; its commands come into the mailbox that is returned, until `close_request`."""
         mailbox: asyncio.Queue[RequestCommand] = asyncio.Queue()
+        self.open_with(request, mailbox)
+        return mailbox
+
+    def open_with(self, request: Request, mailbox: Mailbox) -> None:
+        """Let a request arrive; its commands go to `mailbox`, until `close_request`."""
+        assert request.id not in self._mailboxes, f"{request.id} is open already"
         self._mailboxes[request.id] = mailbox
         self.feed(RequestArrived(request=request))
-        return mailbox
 
     def reopen(self, request: RequestId) -> asyncio.Queue[RequestCommand]:
         """A mailbox for a request that is in flight already."""

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -17,6 +17,9 @@ from .config import Config
 from .driver import Driver
 from .wire import FleetServicer, KvEventsServicer, cache_events, fleet_pb2, load_of, measured_of, profile_of, worker_of
 from .workers import Workers
+
+if TYPE_CHECKING:
+    from .backends.fleet import Backends
 
 log = logging.getLogger(__name__)
 
@@ -186,17 +189,21 @@ class KvEventsService(KvEventsServicer):
         return fleet_pb2.KvEventAck(sequence=sequence, resync=True, reason=reason)
 
 
-def route_worker_commands(driver: Driver, fleet: FleetService, kv_events: KvEventsService) -> None:
+def route_worker_commands(
+    driver: Driver, fleet: FleetService, kv_events: KvEventsService, backends: "Backends | None"
+) -> None:
     """Bring the core's commands about workers to where they are carried out."""
 
     def carry_out(command: Forget | Resync | ChangeRole) -> None:
         if isinstance(command, Forget):
             log.warning("worker %s is given up: %s", command.worker_id, command.reason)
-            fleet.forget(command.worker_id)
+            if backends is None or not backends.forget(command.worker_id):
+                fleet.forget(command.worker_id)
         elif isinstance(command, ChangeRole):
             log.warning("worker %s should become a %s worker: %s", command.worker_id, command.role, command.reason)
         else:
             log.error("worker %s contradicts itself: %s", command.worker_id, command.reason)
-            kv_events.ask_anew(command)
+            if backends is None or not backends.resync(command.worker_id):
+                kv_events.ask_anew(command)
 
     driver.on_worker = carry_out

@@ -73,6 +73,13 @@ class Rebalancing(Protocol):
         ...
 
 
+@runtime_checkable
+class Foreseeing(Protocol):
+    """A policy that can be asked a hypothetical question and remembers nothing of it (`Question.hypothetical`)."""
+
+    foresees: bool
+
+
 POLICIES: dict[str, Callable[..., Policy]] = {
     policy.name: policy
     for policy in (

@@ -50,6 +50,7 @@ class Homing:
     """
 
     name = "homing"
+    foresees = True
 
     def __init__(
         self,
@@ -101,17 +102,23 @@ class Homing:
         pricer.tolls.stall, pricer.tolls.crowd_s = self._stall, self._crowd_s
         pricer.tolls.together = self._together
         self._topology, self._prices = pricer.topology, pricer.tolls
+        if not question.hypothetical:
+            self._learn(question)
+        coming: dict[WorkerId, int] = {}
+        if self._siblings and len(self._pending):
+            for worker, blocks in self._pending.coming(question.request.block_keys):
+                coming[worker] = max(coming.get(worker, 0), min(blocks, pricer.reusable))
+        return search(question, breadth=self._breadth, coming=coming, explains=self._explains)
+
+    def _learn(self, question: Question) -> None:
+        """Let prices follow from what is asked."""
+        pricer = question.pricer
         self._congestion.update(pricer.tolls if self._tolls else None, pricer.now)
         if self._place:
             deepest = question.levels[0].depth if question.levels else 0
             self._space.wanted(question.request.block_keys[deepest:])
         if self._place and pricer.now - self._places_s > 1.0:
             self._price_places(question)
-        coming: dict[WorkerId, int] = {}
-        if self._siblings and len(self._pending):
-            for worker, blocks in self._pending.coming(question.request.block_keys):
-                coming[worker] = max(coming.get(worker, 0), min(blocks, pricer.reusable))
-        return search(question, breadth=self._breadth, coming=coming, explains=self._explains)
 
     def observe(self, event: Event, commands: Sequence[Command], now: float) -> None:
         """Remember who computes what, and what was asked of whom."""

@@ -1,0 +1,62 @@
+"""The few lines that are needed out of a page of metrics, in Prometheus' text format 0.0.4.
+
+A real engine's page has hundreds of lines, of which a handful matters once a second for every engine: only lines that
+begin with a name that is asked for are looked at.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from math import isfinite
+
+_LINE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)[ \t]*(?:\{(.*)\})?[ \t]*(\S+)(?:[ \t]+-?[0-9]+)?[ \t\r]*")
+_LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)[ \t]*=[ \t]*"((?:[^"\\]|\\.)*)"')
+_ESCAPE = re.compile(r"\\(.)")
+_ESCAPED = {"n": "\n"}
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One line: a metric, its labels and its value."""
+
+    name: str
+    labels: Mapping[str, str]
+    value: float
+
+
+def samples(page: str, names: Collection[str]) -> list[Sample]:
+    """The finite samples of some metrics, in the page's order; lines that cannot be read are left out."""
+    starts = tuple(names)
+    lines = (line for line in page.split("\n") if line.startswith(starts))
+    return [sample for line in lines if (sample := _sample(line)) is not None and sample.name in names]
+
+
+def by_rank(found: Iterable[Sample], label: str) -> list[Mapping[str, float]]:
+    """The values by name of each rank, in the order of the number in `label`; without the label it is one rank.
+
+    Where several lines tell of one rank (one for each tensor-parallel part of it, say), the highest counts.
+    """
+    ranks: dict[int, dict[str, float]] = {}
+    for sample in found:
+        number = sample.labels.get(label, "0")
+        values = ranks.setdefault(int(number) if number.isdecimal() else 0, {})
+        values[sample.name] = max(sample.value, values.get(sample.name, sample.value))
+    return [ranks[rank] for rank in sorted(ranks)]
+
+
+def _sample(line: str) -> Sample | None:
+    match = _LINE.fullmatch(line)
+    if match is None:
+        return None
+    name, labels, number = match.groups()
+    try:
+        value = float(number)
+    except ValueError:
+        return None
+    if not isfinite(value):
+        return None
+    return Sample(name, {key: _unescaped(text) for key, text in _LABEL.findall(labels or "")}, value)
+
+
+def _unescaped(text: str) -> str:
+    return _ESCAPE.sub(lambda match: _ESCAPED.get(match[1], match[1]), text) if "\\" in text else text

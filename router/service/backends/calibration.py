@@ -1,0 +1,75 @@
+"""How quickly an engine computes prompts, measured when it joins: two prompts that nobody has cached, one token each.
+
+Done where KV moves, since whether moving pays is a question of this speed, and elsewhere only when the file says so.
+"""
+
+import asyncio
+import random
+from typing import Final
+
+import msgspec
+
+from homing.router.core.events import PrefillMeasured
+from homing.router.engines.types import EngineError
+
+from ..door.upstream import UpstreamError
+from ..door.usage import usage_of
+from ..driver import Driver
+from .endpoint import Endpoint
+from .watch import Backend
+
+WORDS: Final = (48, 768)
+"""Lengths of the prompts; a word is a token or two."""
+_ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz"
+
+
+async def calibrate(backend: Backend, driver: Driver) -> None:
+    """Measure every rank, one after the other; raises EngineError."""
+    wanted = backend.section.calibrate
+    if wanted is False or (wanted is None and backend.actuator is None):
+        return
+    for endpoint in backend.endpoints:
+        way_s = await _way_s(endpoint)
+        await _prefill(endpoint, WORDS[0])  # the first prompt of an engine is slower than all others
+        for words in WORDS:
+            tokens, seconds = await _prefill(endpoint, words)
+            driver.feed(
+                PrefillMeasured(
+                    worker_id=endpoint.worker, cached_tokens=0, end_tokens=tokens, seconds=max(seconds - way_s, 1e-5)
+                )
+            )
+
+
+async def _way_s(endpoint: Endpoint) -> float:
+    """What a question takes that needs no computing."""
+    times_s = []
+    for _ in range(3):
+        began_s = asyncio.get_running_loop().time()
+        await endpoint.adapter.is_healthy()
+        times_s.append(asyncio.get_running_loop().time() - began_s)
+    return min(times_s)
+
+
+async def _prefill(endpoint: Endpoint, words: int) -> tuple[int, float]:
+    """Tokens and seconds of one prompt."""
+    dice = random.SystemRandom()
+    text = " ".join("".join(dice.choices(_ALPHABET, k=4)) for _ in range(words))
+    body = {"model": endpoint.model, "prompt": text, "max_tokens": 1, "temperature": 0, **endpoint.patch.body}
+    headers = {"content-type": "application/json", **endpoint.headers, **endpoint.patch.headers}
+    loop = asyncio.get_running_loop()
+    began_s = loop.time()
+    parts: list[bytes] = []
+    try:
+        answer, head = await endpoint.upstream.ask("POST", "/v1/completions", headers, msgspec.json.encode(body))
+        try:
+            answer.take(parts.append)
+            await answer.done()
+        finally:
+            endpoint.upstream.release(answer)
+    except UpstreamError as error:
+        raise EngineError(f"{endpoint.url}/v1/completions: {error}") from error
+    took_s = loop.time() - began_s
+    told = usage_of(b"".join(parts))
+    if head.status != 200 or told is None or not told.prompt_tokens:
+        raise EngineError(f"{endpoint.url}/v1/completions: answered {head.status} without telling the prompt's tokens")
+    return told.prompt_tokens, took_s

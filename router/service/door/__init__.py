@@ -1,0 +1,1 @@
+"""The OpenAI-compatible door: clients on one side, engines on the other."""

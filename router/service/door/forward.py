@@ -1,0 +1,388 @@
+"""One call carried to engines until one answers it.
+
+Rule 1: as long as the client was sent nothing, a failure is another engine's chance; afterwards it is the end, told as
+an event in a stream.
+Rule 2: the core hears of everything: first token, end, failure; whoever leaves early leaves nothing booked.
+Rule 3: a client that reads slowly slows its engine's connection down, and nothing piles up here.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from typing import Final
+
+from homing.router.actuators.types import Actuator, Order, Post, Prepared
+from homing.router.core.blocks import unpack_tokens
+from homing.router.core.commands import Abandon, Cancel, Dispatch, Reject
+from homing.router.core.events import (
+    DecodeMeasured,
+    DispatchFailed,
+    FirstToken,
+    PrefillFinished,
+    PrefillMeasured,
+    RequestFinished,
+)
+from homing.router.core.types import Decision, Outcome, PlanKind, Request, WorkerId
+from homing.router.tokens.types import PromptTokens
+
+from ..backends.endpoint import Endpoint, Endpoints
+from ..driver import Driver, RequestCommand
+from .calls import PROMPT_PATHS, Call
+from .errors import DoorError, refused
+from .hits import Hits
+from .http import Responder
+from .upstream import Answer, Head, UpstreamError
+from .usage import StreamReader, Usage, error_event, usage_of
+
+log = logging.getLogger(__name__)
+
+WHOLE_BYTES_MAX: Final = 8 * 1024 * 1024
+"""Answers up to this size are read to their end before the client gets them, so that a failure can be made good."""
+_RETRIED_STATUSES: Final = frozenset({408, 429, 500, 502, 503, 504})
+_NOT_PASSED: Final = frozenset(
+    {"connection", "content-length", "date", "keep-alive", "server", "trailer", "transfer-encoding", "upgrade"}
+)
+_SHARES_OF_IDLE: Final = 1
+
+
+class Forwarding:
+    """Drives one call. `run` returns when the client has its answer; DoorError when it gets none."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        endpoints: Endpoints,
+        post: Post,
+        hits: Hits,
+        call: Call,
+        request: Request,
+        prompt: PromptTokens | None,
+        responder: Responder,
+    ) -> None:
+        self._driver = driver
+        self._endpoints = endpoints
+        self._post = post
+        self._hits = hits
+        self._call = call
+        self._request = request
+        self._prompt = prompt
+        self._responder = responder
+        self._commands: deque[RequestCommand] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._answer: Answer | None = None
+        self._decision: Decision | None = None
+        self._dispatched_s = 0.0
+        self._first_s = 0.0
+        self._ended = False
+        self._failed_prefill = False
+        self._releasing: asyncio.TimerHandle | None = None
+        self._last_failure: tuple[int, dict[str, str], bytes] | None = None
+
+    def put_nowait(self, command: RequestCommand, /) -> None:
+        """A command of the core: the next plan, or the end of this one."""
+        if isinstance(command, Abandon | Cancel) and self._answer is not None:
+            self._answer.fail(UpstreamError(command.reason))
+        if isinstance(command, Abandon):
+            return
+        self._commands.append(command)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def run(self) -> None:
+        """Let the request arrive, and carry out what is decided until it ended."""
+        self._driver.open_with(self._request, self)
+        try:
+            while not self._ended:
+                command = await self._next()
+                if isinstance(command, Dispatch):
+                    await self._carry_out(command.decision)
+                elif isinstance(command, Reject | Cancel):
+                    self._refuse(command)
+        finally:
+            self._stop_releasing()
+            self._driver.close_request(self._request.id)
+
+    async def _next(self) -> RequestCommand:
+        while not self._commands:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        return self._commands.popleft()
+
+    def _refuse(self, command: Reject | Cancel) -> None:
+        self._ended = True
+        if self._responder.started:
+            return
+        if self._last_failure is not None:
+            # The engine's own words say more than that nobody else was left to ask.
+            self._responder.send(*self._last_failure_parts())
+            return
+        raise refused(command)
+
+    def _last_failure_parts(self) -> tuple[int, bytes, dict[str, str]]:
+        assert self._last_failure is not None
+        status, headers, body = self._last_failure
+        return status, body, headers
+
+    # -- one attempt ----------------------------------------------------------------------------------------------
+
+    async def _carry_out(self, decision: Decision) -> None:
+        worker = decision.plan.decode
+        endpoint = self._endpoints.get(worker)
+        self._decision = decision
+        self._dispatched_s = self._driver.now()
+        if endpoint is None:
+            self._broke(worker, f"worker {worker} is gone")
+            return
+        if endpoint.actuator is None or not (decision.plan.moves or endpoint.prepares_local):
+            await self._ask(decision, endpoint, Prepared())
+            return
+        prepared = await self._prepare(decision, endpoint, endpoint.actuator)
+        if prepared.beside is not None:
+            prepared.beside.add_done_callback(self._prefilled)
+        try:
+            await self._ask(decision, endpoint, prepared)
+        finally:
+            endpoint.actuator.ended(self._call.id)
+            if prepared.beside is not None:
+                prepared.beside.cancel()
+                await asyncio.gather(prepared.beside, return_exceptions=True)
+
+    def _prefilled(self, beside: "asyncio.Task[float]") -> None:
+        """The prefill worker is done; if it failed, the decode worker waits for what will not come."""
+        if beside.cancelled() or self._ended:
+            return
+        error = beside.exception()
+        if error is None:
+            self._driver.feed(PrefillFinished(request_id=self._request.id))
+        elif self._answer is not None and not self._responder.started:
+            self._failed_prefill = True
+            self._answer.fail(UpstreamError(f"was left by its prefill worker: {error}"))
+
+    async def _prepare(self, decision: Decision, endpoint: Endpoint, actuator: Actuator) -> Prepared:
+        """Have the plan's KV moved; without it the request goes on and is computed where it lands."""
+        plan = decision.plan
+        profile = self._driver.scheduler.models[self._request.model]
+        order = Order(
+            request_id=self._call.id,
+            path=self._call.path,
+            body=self._call.body,
+            headers=self._call.passed_headers(),
+            plan=plan,
+            peers=self._endpoints.peers(),
+            block_tokens=profile.block_tokens,
+            tokens=unpack_tokens(self._prompt.packed) if self._prompt is not None else (),
+        )
+        prepared = await actuator.prepare(order, self._post)
+        if prepared.failed:
+            log.warning("request %s: KV is not moved: %s; %s computes", self._call.id, prepared.failed, plan.decode)
+        if prepared.prefill_s is not None:
+            self._driver.feed(PrefillFinished(request_id=self._request.id))
+        return prepared
+
+    async def _ask(self, decision: Decision, endpoint: Endpoint, prepared: Prepared) -> None:
+        call = self._call
+        changes = {**endpoint.patch.body, **prepared.patch.body}
+        adds_usage = call.streams and endpoint.gives_usage and not call.asks_usage and call.path in PROMPT_PATHS
+        if adds_usage and call.path in {"/v1/chat/completions", "/v1/completions"}:
+            changes["stream_options"] = {"include_usage": True}
+        headers = {**call.passed_headers(), **endpoint.headers, **endpoint.patch.headers, **prepared.patch.headers}
+        self._release_when_predicted(decision)
+        if endpoint.on_sent is not None and self._request.block_keys:
+            endpoint.on_sent(self._request.block_keys)
+        try:
+            answer, head = await endpoint.upstream.ask("POST", call.path, headers, call.with_body(changes))
+        except UpstreamError as error:
+            endpoint.on_trouble()
+            self._broke(endpoint.worker, f"worker {endpoint.worker} {error}")
+            return
+        self._answer = answer
+        try:
+            await self._pass_on(decision, endpoint, answer, head, hides_usage=adds_usage)
+        finally:
+            self._answer = None
+            self._stop_releasing()
+            endpoint.upstream.release(answer)
+
+    async def _pass_on(
+        self, decision: Decision, endpoint: Endpoint, answer: Answer, head: Head, *, hides_usage: bool
+    ) -> None:
+        streams = head.headers.get("content-type", "").startswith("text/event-stream")
+        if head.status == 200 and streams:
+            await self._stream(decision, endpoint, answer, head, StreamReader(hides_usage=hides_usage))
+            return
+        await self._whole(decision, endpoint, answer, head)
+
+    async def _stream(
+        self, decision: Decision, endpoint: Endpoint, answer: Answer, head: Head, reader: StreamReader
+    ) -> None:
+        responder, headers = self._responder, self._answer_headers(decision, head)
+
+        def take(data: bytes) -> None:
+            passed = reader.push(data)
+            if not passed:
+                return
+            if not responder.started:
+                self._first_token(decision)
+                responder.start(head.status, headers)
+            responder.write(passed)
+
+        responder.watch(answer.pause, answer.resume)
+        answer.take(take)
+        try:
+            await answer.done()
+        except UpstreamError as error:
+            endpoint.on_trouble()
+            reason = f"worker {endpoint.worker} {error}"
+            if not responder.started:
+                self._broke(endpoint.worker, reason)
+                return
+            self._break_stream(reason, reader.events)
+            return
+        if not responder.started:
+            responder.start(head.status, headers)
+        rest = reader.finish()
+        if rest:
+            responder.write(rest)
+        responder.finish()
+        self._finished(decision, endpoint, reader.usage, reader.events)
+
+    def _break_stream(self, reason: str, events: int) -> None:
+        """The client has a part of its answer: the rest cannot come from elsewhere word for word."""
+        log.warning("request %s: its stream broke: %s", self._call.id, reason)
+        self._responder.write(error_event(DoorError(502, reason, "server_error", "stream_broken").body))
+        self._responder.finish()
+        self._end(Outcome.FAILED, events)
+
+    async def _whole(self, decision: Decision, endpoint: Endpoint, answer: Answer, head: Head) -> None:
+        parts: list[bytes] = []
+        size = 0
+        responder, headers = self._responder, self._answer_headers(decision, head)
+
+        def take(data: bytes) -> None:
+            nonlocal size
+            size += len(data)
+            if responder.started:
+                responder.write(data)
+                return
+            parts.append(data)
+            if size > WHOLE_BYTES_MAX:
+                responder.watch(answer.pause, answer.resume)
+                responder.start(head.status, headers)
+                for part in parts:
+                    responder.write(part)
+                parts.clear()
+
+        answer.take(take)
+        try:
+            await answer.done()
+        except UpstreamError as error:
+            endpoint.on_trouble()
+            reason = f"worker {endpoint.worker} {error}"
+            if responder.started:
+                responder.break_off()
+                self._end(Outcome.FAILED, 0)
+            else:
+                self._broke(endpoint.worker, reason)
+            return
+        if responder.started:
+            responder.finish()
+            self._end(Outcome.FINISHED, 0)
+            return
+        body = b"".join(parts)
+        if head.status in _RETRIED_STATUSES:
+            self._last_failure = (head.status, headers, body)
+            reason = f"worker {endpoint.worker} answered {head.status}: {body[:200].decode('utf-8', 'replace')}"
+            self._broke(endpoint.worker, reason)
+            return
+        responder.send(head.status, body, headers)
+        if head.status == 200:
+            self._finished(decision, endpoint, usage_of(body), 0)
+        else:
+            self._end(Outcome.FINISHED, 0)
+
+    # -- telling the core -----------------------------------------------------------------------------------------
+
+    def _first_token(self, decision: Decision) -> None:
+        self._stop_releasing()
+        now = self._driver.now()
+        self._first_s = now
+        ttft_s = now - self._dispatched_s
+        request = self._request.id
+        plan = decision.plan
+        if plan.kind is PlanKind.LOCAL and plan.estimate.queue_s == 0 and self._is_alone(plan.decode):
+            measured_s = ttft_s - plan.estimate.network_s
+            if measured_s > 0 and plan.estimate.computed_tokens:
+                end = self._request.prompt_tokens
+                event = PrefillMeasured(
+                    worker_id=plan.decode,
+                    cached_tokens=end - plan.estimate.computed_tokens,
+                    end_tokens=end,
+                    seconds=measured_s,
+                )
+                self._driver.feed(event)
+        self._driver.feed(FirstToken(request_id=request, ttft_s=ttft_s))
+
+    def _is_alone(self, worker: WorkerId) -> bool:
+        """Whether the worker did nothing else for us or others: only then its time is that of this prompt."""
+        state = self._driver.scheduler.fleet.get(worker)
+        return state is not None and self._driver.scheduler.fleet.running(state) <= _SHARES_OF_IDLE
+
+    def _finished(self, decision: Decision, endpoint: Endpoint, usage: Usage | None, events: int) -> None:
+        output_tokens = events
+        if usage is not None:
+            output_tokens = usage.output_tokens if usage.output_tokens is not None else events
+            self._learn_hits(decision, endpoint, usage)
+        if self._first_s and output_tokens > 1:
+            seconds = self._driver.now() - self._first_s
+            self._driver.feed(DecodeMeasured(worker_id=endpoint.worker, tokens=output_tokens - 1, seconds=seconds))
+        self._end(Outcome.FINISHED, output_tokens)
+
+    def _learn_hits(self, decision: Decision, endpoint: Endpoint, usage: Usage) -> None:
+        if usage.cached_tokens is None or decision.plan.kind is not PlanKind.LOCAL:
+            return
+        self._hits.compare(endpoint.worker, decision.plan.estimate.hit_tokens, usage.cached_tokens)
+        if endpoint.on_cached is not None and self._request.block_keys:
+            endpoint.on_cached(self._request.block_keys, usage.cached_tokens, self._dispatched_s)
+
+    def _broke(self, worker: WorkerId, reason: str) -> None:
+        self._stop_releasing()
+        if self._failed_prefill and self._decision is not None:
+            worker, self._failed_prefill = self._decision.plan.prefill, False
+        log.warning("request %s: attempt failed: %s", self._call.id, reason)
+        event = DispatchFailed(request_id=self._request.id, worker_id=worker, reason=reason, resume_as=self._request)
+        self._driver.feed(event)
+
+    def _end(self, outcome: Outcome, output_tokens: int) -> None:
+        self._ended = True
+        self._driver.feed(RequestFinished(request_id=self._request.id, outcome=outcome, output_tokens=output_tokens))
+
+    def _release_when_predicted(self, decision: Decision) -> None:
+        """An answer that comes whole does not say when its prompt was computed: it is taken to be when foreseen."""
+        if not self._call.streams:
+            loop = asyncio.get_running_loop()
+            self._releasing = loop.call_later(decision.plan.estimate.ttft_s, self._release_compute)
+
+    def _release_compute(self) -> None:
+        self._releasing = None
+        self._driver.feed(PrefillFinished(request_id=self._request.id))
+
+    def _stop_releasing(self) -> None:
+        if self._releasing is not None:
+            self._releasing.cancel()
+            self._releasing = None
+
+    def _answer_headers(self, decision: Decision, head: Head) -> dict[str, str]:
+        headers = {name: value for name, value in head.headers.items() if name not in _NOT_PASSED}
+        headers |= plan_headers(decision, self._call.id)
+        return headers
+
+
+def plan_headers(decision: Decision, request_id: str) -> dict[str, str]:
+    """What a client is told of the way its request went."""
+    plan = decision.plan
+    return {
+        "x-request-id": request_id,
+        "x-homing-worker": plan.decode,
+        "x-homing-plan": plan.kind.value,
+        "x-homing-prefix-tokens": str(plan.estimate.hit_tokens),
+    }

@@ -1,0 +1,156 @@
+"""Tokens of a text of which most was seen before, exactly as if it were encoded whole.
+
+A text is cut at places that `safety` vouches for, into parts whose tokens do not depend on what is around them. The
+tokens of parts are kept; a conversation's next turn encodes only its new parts. Where to cut follows from the text
+before the cut alone, so that texts that begin alike are cut alike.
+"""
+
+import asyncio
+import json
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from homing.router.core.blocks import pack_tokens
+
+from .lru import ExactCache
+from .safety import cut_rules
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+PART_BYTES_MIN = 128
+"""Shorter parts cost more to look up than they save."""
+LINE_PART_BYTES_MIN = 1024
+"""Text without added tokens is cut at the first fitting line feed after so much of it."""
+INLINE_BYTES_MAX = 16_384
+"""More than this is encoded in a thread: some milliseconds, in which other requests would wait."""
+CACHE_BYTES = 64 << 20
+
+_WHOLE, _REST = 0, 1
+_LINE = re.compile(rb"\n[0-9A-Za-z]")
+
+
+class IncrementalTokenizer:
+    """A tokenizer that remembers the tokens of parts of texts, in at most `cache_bytes`.
+
+    `cut_tokens` are texts of added tokens, such as `<|im_end|>`; the first of them that serves is what texts are cut
+    after. `refusal` says why texts are not cut, and is empty if they are; uncut, they are remembered whole. The
+    tokenizer is made to neither shorten nor pad.
+    """
+
+    def __init__(
+        self, tokenizer: "Tokenizer", cut_tokens: Sequence[str] = (), *, cache_bytes: int = CACHE_BYTES
+    ) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = False
+        self._tokenizer = tokenizer
+        self._rules = cut_rules(json.loads(tokenizer.to_str()), cut_tokens)
+        self._cuts = re.compile(re.escape(self._rules.token.encode())) if self._rules.token else None
+        self._anchor = self._rules.token if self._rules.anchored else ""
+        self._cache = ExactCache(cache_bytes)
+
+    @property
+    def refusal(self) -> str:
+        """Why texts are not cut."""
+        return self._rules.refusal
+
+    @property
+    def used_bytes(self) -> int:
+        """What the cache holds."""
+        return self._cache.used_bytes
+
+    async def encode(self, text: str) -> bytes:
+        """The packed tokens of a text without special ones around it. Raises UnicodeEncodeError for lone surrogates."""
+        parts, found, missing = self._look_up(text)
+        if missing:
+            if sum(len(parts[index]) for index in missing) <= INLINE_BYTES_MAX:
+                tokens = self._fresh(parts, missing)
+            else:
+                tokens = await asyncio.to_thread(self._fresh_of_many, parts, missing)
+            self._keep(parts, found, missing, tokens)
+        return b"".join(found)
+
+    def encode_now(self, text: str) -> bytes:
+        """The same without giving way to others."""
+        parts, found, missing = self._look_up(text)
+        if missing:
+            self._keep(parts, found, missing, self._fresh(parts, missing))
+        return b"".join(found)
+
+    def split(self, text: str) -> list[bytes]:
+        """The parts of a text, in UTF-8: each of them but the last one ends in a cut."""
+        data = text.encode()
+        if self._cuts is None:
+            return _lines(data) if self._rules.lines else [data]
+        parts = []
+        start = 0
+        for cut in self._cuts.finditer(data):
+            end = cut.end()
+            if end - start >= PART_BYTES_MIN:
+                parts.append(data[start:end])
+                start = end
+        parts.append(data[start:])
+        if not self._rules.lines:
+            return parts
+        return [line for part in parts for line in (_lines(part) if len(part) > LINE_PART_BYTES_MIN else (part,))]
+
+    def check(self) -> None:
+        """The cache is within its bound."""
+        self._cache.check()
+
+    def _look_up(self, text: str) -> tuple[list[bytes], list[bytes], list[int]]:
+        """The parts of a text, their tokens, and where these are not known."""
+        parts = self.split(text)
+        found: list[bytes] = []
+        missing = []
+        kind = _WHOLE
+        for index, part in enumerate(parts):
+            packed = self._cache.get(part, kind=kind)
+            if packed is None:
+                missing.append(index)
+            found.append(packed or b"")
+            kind = _REST if self._anchor else _WHOLE
+        return parts, found, missing
+
+    def _keep(self, parts: list[bytes], found: list[bytes], missing: list[int], tokens: list[bytes]) -> None:
+        for index, packed in zip(missing, tokens, strict=True):
+            found[index] = packed
+            self._cache.put(parts[index], packed, kind=_REST if self._anchor and index else _WHOLE)
+
+    def _texts(self, parts: list[bytes], missing: list[int]) -> list[str]:
+        """What the tokenizer is given for parts: those that do not begin the text stand behind the anchor."""
+        return [(self._anchor if index else "") + parts[index].decode() for index in missing]
+
+    def _packed(self, ids: list[int], index: int) -> bytes:
+        return pack_tokens(ids[1:] if self._anchor and index else ids)
+
+    def _fresh(self, parts: list[bytes], missing: list[int]) -> list[bytes]:
+        """Tokens of some parts, one after the other."""
+        encode = self._tokenizer.encode
+        texts = self._texts(parts, missing)
+        return [
+            self._packed(encode(text, add_special_tokens=False).ids, index)
+            for index, text in zip(missing, texts, strict=True)
+        ]
+
+    def _fresh_of_many(self, parts: list[bytes], missing: list[int]) -> list[bytes]:
+        """Tokens of some parts, on all cores."""
+        encodings = self._tokenizer.encode_batch_fast(self._texts(parts, missing), add_special_tokens=False)
+        return [self._packed(encoding.ids, index) for index, encoding in zip(missing, encodings, strict=True)]
+
+
+def _lines(part: bytes) -> list[bytes]:
+    """A part, cut after line feeds: alike, whatever follows it."""
+    parts = []
+    start = 0
+    seek = LINE_PART_BYTES_MIN
+    while (found := _LINE.search(part, seek)) is not None:
+        seek = found.start() + 1
+        if not part[max(0, seek - 5) : seek - 1].decode(errors="ignore")[-1:].isspace():
+            parts.append(part[start:seek])
+            start = seek
+            seek += LINE_PART_BYTES_MIN
+    parts.append(part[start:])
+    return parts
