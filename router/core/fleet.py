@@ -102,6 +102,12 @@ class Fleet:
         """The pools that serve a model, by site."""
         return self._pools.get(model, {})
 
+    def mask_outside(self, among: frozenset[WorkerId] | None) -> int:
+        """All workers but these, as a bit set; none when there is no such limit."""
+        if among is None:
+            return 0
+        return sum(state.mask for name, state in self._states.items() if name not in among)
+
     def models(self) -> list[ModelName]:
         """Models that some worker serves."""
         return sorted(model for model, pools in self._pools.items() if any(p.by_bit for p in pools.values()))

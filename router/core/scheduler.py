@@ -161,7 +161,8 @@ class Scheduler:
 
     def foresee(self, request: Request) -> list[Plan]:
         """What would be decided at this moment, the best plan first, without deciding: nothing is booked or learned."""
-        question = self.world.question(request, self._now, hypothetical=True)
+        outside = self.fleet.mask_outside(request.among)
+        question = self.world.question(request, self._now, excluded=outside, hypothetical=True)
         policy = self.policy if isinstance(self.policy, Foreseeing) else deepcopy(self.policy)
         return policy.choose(question, deepcopy(self._random))
 
@@ -199,6 +200,9 @@ class Scheduler:
         room = self.fleet.largest_kv_blocks(request.model)
         if room is None:
             detail = f"no worker serves {request.model!r} at the moment"
+            return self._give_up(request, RejectReason.NO_WORKER, detail, self.limits.retry_after_s)
+        if request.among is not None and not any(self.fleet.get(worker) for worker in request.among):
+            detail = "none of the workers that may take it is here"
             return self._give_up(request, RejectReason.NO_WORKER, detail, self.limits.retry_after_s)
         blocks = self.world.blocks_needed(request)
         if blocks > room:
@@ -248,11 +252,12 @@ class Scheduler:
         """Ask the policy, first without the workers that failed this request, then, if nobody is left, with them."""
         failed = self._attempts[request.id].failed if request.id in self._attempts else set()
         states = [state for name in failed if (state := self.fleet.get(name)) is not None]
-        excluded = sum(state.mask for state in states)
+        outside = self.fleet.mask_outside(request.among)
+        excluded = outside | sum(state.mask for state in states)
         question = self.world.question(request, self._now, excluded=excluded)
         plans = self.policy.choose(question, self._random)
-        if not plans and excluded:
-            question = self.world.question(request, self._now)
+        if not plans and excluded != outside:
+            question = self.world.question(request, self._now, excluded=outside)
             plans = self.policy.choose(question, self._random)
         return (plans, question.pricer.priced) if plans else None
 

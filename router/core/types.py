@@ -207,6 +207,8 @@ class Request:
     tenant: str = ""
     priority: int = 0
     origin: Site | None = None
+    among: frozenset[WorkerId] | None = None
+    """The only workers that may take it; None: any."""
 
     def __post_init__(self) -> None:
         assert self.prompt_tokens > 0 and self.max_output_tokens > 0, self

@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from math import isfinite
 
-_LINE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)[ \t]*(?:\{(.*)\})?[ \t]*(\S+)(?:[ \t]+-?[0-9]+)?[ \t\r]*")
-_LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)[ \t]*=[ \t]*"((?:[^"\\]|\\.)*)"')
+_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
+_LABEL = re.compile(r'[ \t,]*([a-zA-Z_][a-zA-Z0-9_]*)[ \t]*=[ \t]*"((?:[^"\\]|\\.)*)"')
 _ESCAPE = re.compile(r"\\(.)")
 _ESCAPED = {"n": "\n"}
 
@@ -45,17 +45,29 @@ def by_rank(found: Iterable[Sample], label: str) -> list[Mapping[str, float]]:
 
 
 def _sample(line: str) -> Sample | None:
-    match = _LINE.fullmatch(line)
-    if match is None:
+    """A line's sample, in time linear in its length; the braces end at the last one, as label values may have more."""
+    head, brace, tail = line.rpartition("}")
+    name, open_brace, text = head.partition("{")
+    if not brace:
+        name, _, tail = line.replace("\t", " ").partition(" ")
+    labels = _labels(text)
+    words = tail.split()
+    if bool(brace) != bool(open_brace) or labels is None or len(words) not in {1, 2}:
         return None
-    name, labels, number = match.groups()
     try:
-        value = float(number)
+        value = float(words[0])
     except ValueError:
         return None
-    if not isfinite(value):
-        return None
-    return Sample(name, {key: _unescaped(text) for key, text in _LABEL.findall(labels or "")}, value)
+    name = name.rstrip(" \t")
+    return Sample(name, labels, value) if _NAME.fullmatch(name) and isfinite(value) else None
+
+
+def _labels(text: str) -> dict[str, str] | None:
+    found, at = {}, 0
+    while match := _LABEL.match(text, at):
+        found[match[1]] = _unescaped(match[2])
+        at = match.end()
+    return None if text[at:].strip(" \t,") else found
 
 
 def _unescaped(text: str) -> str:

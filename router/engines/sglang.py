@@ -22,6 +22,8 @@ HEALTH_S = 10.0
 """An idle SGLang answers `/health` when it has computed a token, and looks once a second whether it has."""
 
 _CHAT = "/v1/chat/completions"
+_LoadWay = Callable[[], Awaitable[tuple[EngineLoad, ...] | None]]
+"""A way to ask for the load; None if this server does not know it."""
 
 
 class KvEvents(msgspec.Struct, frozen=True):
@@ -80,11 +82,8 @@ class SglangEngine(OpenAiEngine):
         super().__init__(http)
         self._health_s = health_s
         self._ranks = 1
-        self._load_ways: list[Callable[[], Awaitable[tuple[EngineLoad, ...] | None]]] = [
-            self._load_now,
-            self._load_old,
-            self._load_of_metrics,
-        ]
+        self._load_ways: tuple[_LoadWay, ...] = (self._load_now, self._load_old, self._load_of_metrics)
+        self._load_way: _LoadWay = self._load_now
 
     async def facts(self) -> EngineFacts:
         """Its models, the size of its caches and where their events are published."""
@@ -109,12 +108,15 @@ class SglangEngine(OpenAiEngine):
 
     async def load(self) -> tuple[EngineLoad, ...]:
         """Each rank's requests and KV use, by the newest way that this server knows."""
-        while len(self._load_ways) > 1:
-            told = await self._load_ways[0]()
+        for way in dict.fromkeys((self._load_way, *self._load_ways)):
+            told = await way()
             if told is not None:
+                self._load_way = way
                 return told
-            del self._load_ways[0]
-        return await self._load_of_metrics()
+        raise EngineError(
+            f"GET {self.http.url}/metrics: has no {RUNNING} and {WAITING}, and neither /v1/loads nor /get_load is "
+            "there; run SGLang with --enable-metrics"
+        )
 
     async def tokenize(self, path: str, body: Mapping[str, Any]) -> tuple[int, ...] | None:
         """The prompt's tokens from `/tokenize`, which takes a chat as it is; builds that know only texts say none."""
@@ -180,12 +182,13 @@ class SglangEngine(OpenAiEngine):
             for load in loads
         )
 
-    async def _load_of_metrics(self) -> tuple[EngineLoad, ...]:
-        page = (await self.http.get("/metrics")).text()
-        ranks = by_rank(samples(page, (RUNNING, WAITING, KV_USE)), "dp_rank")
+    async def _load_of_metrics(self) -> tuple[EngineLoad, ...] | None:
+        answer = await self.http.get("/metrics")
+        if answer.status == HTTPStatus.NOT_FOUND:
+            return None
+        ranks = by_rank(samples(answer.text(), (RUNNING, WAITING, KV_USE)), "dp_rank")
         if not ranks or not all(RUNNING in values and WAITING in values for values in ranks):
-            url = f"GET {self.http.url}/metrics"
-            raise EngineError(f"{url}: has no {RUNNING} and {WAITING}; run SGLang with --enable-metrics")
+            return None
         return tuple(
             EngineLoad(running=int(values[RUNNING]), waiting=int(values[WAITING]), kv_use=values.get(KV_USE))
             for values in ranks

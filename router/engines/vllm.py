@@ -24,6 +24,9 @@ CACHE_CONFIG = "vllm:cache_config_info"
 RANK_HEADER = "X-data-parallel-rank"
 
 _CHAT = "/v1/chat/completions"
+_TEXT = "/v1/completions"
+_RENDERED = (_CHAT, _TEXT, "/v1/messages")
+"""Requests that have a route `/render` beside them."""
 _TEMPLATE_KEYS = ("documents", "reasoning_effort")
 _CHAT_KEYS = (
     "model",
@@ -53,6 +56,11 @@ class Publisher(msgspec.Struct, frozen=True):
     replay_endpoint: str | None = None
     topic: str = ""
 
+    @property
+    def is_reachable(self) -> bool:
+        """Whether it publishes, and not only within its own process."""
+        return self.enable_kv_cache_events and self.publisher == "zmq" and not self.endpoint.startswith("inproc://")
+
 
 class _Tokenized(msgspec.Struct, frozen=True):
     tokens: list[int]
@@ -71,7 +79,7 @@ class VllmEngine(OpenAiEngine):
     def __init__(self, http: EngineHttp) -> None:
         super().__init__(http)
         self._ranks = 1
-        self._renders = True
+        self._rendered = set(_RENDERED)
 
     async def facts(self) -> EngineFacts:
         """Its models, the size of its caches and where their events are published.
@@ -116,13 +124,14 @@ class VllmEngine(OpenAiEngine):
         given = given_tokens(path, body)
         if given is not None:
             return given
-        if self._renders:
+        if path in self._rendered:
             answer = await self.http.post(f"{path}/render", body)
             if answer.is_ok:
                 return _rendered(answer)
             if answer.status not in CANNOT_SAY:
                 raise answer.error()
-            self._renders = not _has_no_renderer(answer)
+            if _has_no_renderer(answer):
+                self._rendered.discard(path)
         return await self._tokenized(path, body)
 
     def to_rank(self, rank: int) -> Patch:
@@ -154,7 +163,7 @@ class VllmEngine(OpenAiEngine):
                 url_host=self.http.host,
             )
             for rank, (_, publisher) in enumerate(sorted(publishers.items()))
-            if publisher.enable_kv_cache_events and publisher.publisher == "zmq"
+            if publisher.is_reachable
         )
 
 
@@ -203,7 +212,7 @@ def _question(path: str, body: Mapping[str, Any]) -> dict[str, Any] | None:
         given = body.get("chat_template_kwargs")
         inner |= given if isinstance(given, Mapping) else {}
         return question | ({"chat_template_kwargs": inner} if inner else {})
-    text = prompt_text(body) if path == "/v1/completions" else None
+    text = prompt_text(body) if path == _TEXT else None
     if text is None:
         return None
     return {key: body[key] for key in ("model", "add_special_tokens") if key in body} | {"prompt": text}

@@ -321,6 +321,6 @@ class CacheBook:
                 for tier in self._tiers_of(block):
                     held[tier][block.key] = held[tier].get(block.key, 0) + 1
         assert held == self._held, "a tier's keys are miscounted"
-        assert sum(map(len, self._waiting.values())) == len(self._orphans)
+        assert sum(map(len, self._waiting.values())) == len(self._orphans) and all(self._waiting.values())
         assert not self._unheld
         assert len(self._orphans) <= self._orphans_max and len(self._blocks) <= self._blocks_max

@@ -168,11 +168,10 @@ async def replay(
 
 
 def read_reply(frames: list[bytes]) -> tuple[int, bytes]:
-    """(number, payload) of one reply, with its topic or, from older builds, without. Raises KvEventError.
+    r"""(number, payload) of one reply, with its topic or, from older builds, without. Raises KvEventError.
 
-    >>> read_reply([b"", b"topic", bytes(7) + b"x05", b"payload"])
-    Traceback (most recent call last):
-    homing.router.kv_events.events.KvEventError: a sequence number must have 8 bytes; found 10
+    >>> read_reply([b"", b"topic", b"\0\0\0\0\0\0\0\x05", b"payload"])
+    (5, b'payload')
     """
     if len(frames) not in {3, 4} or frames[0]:
         raise KvEventError(f"a replay's answer must be ['', topic, number, payload]; found {len(frames)} frames")

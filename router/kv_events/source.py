@@ -152,6 +152,13 @@ class KvEventSource:
         self._stop_replay()
         self._do(self._stream.disconnected())
 
+    def begin_anew(self, reason: str) -> None:
+        """Forget what was told and hear everything again, as far as the publisher still has it: for a listener whose
+        own picture broke. Only while `run` runs.
+        """
+        self._do(self._stream.lost(reason))
+        self._do(self._stream.connected())
+
     def _on_message(self, frames: list[bytes]) -> None:
         """Frames of the own socket. A subscription is to all topics with that beginning, so the topic is compared."""
         try:
@@ -169,7 +176,8 @@ class KvEventSource:
         try:
             return decode_batch(payload)
         except KvEventError as error:
-            log.warning("KV events of %s: %s", self.source.endpoint, error)
+            if not self._stream.counts.unreadable:
+                log.warning("KV events of %s: %s; more of that is only counted", self.source.endpoint, error)
             return None
 
     def _do(self, actions: Sequence[Action]) -> None:
@@ -183,7 +191,6 @@ class KvEventSource:
                     self._start_replay(from_seq)
         told = (self._stream.trust, self._stream.reason)
         if told[0] is not self._told[0]:
-            log.info("KV events of %s: trust is %s: %s", self.source.endpoint, told[0], told[1] or "all is known")
             self._on_trust(*told)
         self._told = told
 

@@ -334,7 +334,7 @@ class EventStream:
         actions: list[Action] = []
         while self._next in self._waiting:
             actions += self._take(self._next, self._waiting.pop(self._next))
-        if not self._waiting:
+        if not self._waiting and self._newest < self._next:
             self._asked = 0
             return actions
         return [*actions, *self._ask_again(f"batches from {self._next} on were not replayed")]

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from random import Random
+from typing import TYPE_CHECKING
 
 import aiohttp
 import zmq.asyncio
@@ -29,12 +30,17 @@ from .backends.watch import Backend, Surroundings
 from .config import Config
 from .door.door import Door, DoorParts
 from .door.hits import Hits
-from .door.http import HttpLimits, HttpServer
+from .door.http import HttpLimits
 from .door.native import NativeAnswers
+from .door.server import HttpServer
 from .door.upstream import Timeouts, Upstream
 from .driver import Driver
 from .metrics import Metrics
+from .picker import EndpointPicker
 from .sections import BackendSection
+
+if TYPE_CHECKING:
+    from homing.router.envoy.service import ExtProcServer
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +60,7 @@ class Front:
         section = config.router
         self._config = config
         self._driver = driver
+        self._not_ready = not_ready
         self._random = Random(config.policy.seed)  # noqa: S311 - names rooms, keeps no secret
         self._actuators: dict[str, Actuator] = {}
         self.endpoints = Endpoints()
@@ -88,6 +95,9 @@ class Front:
                 request_timeout_s=section.request_timeout_s,
             )
         )
+        self._ext_proc: ExtProcServer | None = None
+        self._telling: asyncio.Task[None] | None = None
+        self.ext_proc_port = 0
         limits = HttpLimits(body_bytes_max=section.body_bytes_max, connections_max=section.connections_max)
         self._server = HttpServer(self.door, limits)
         self.door_port = 0
@@ -108,8 +118,34 @@ class Front:
             except OSError as error:
                 raise ConfigError(f"router.door: cannot listen on {address}: {error.strerror}") from error
             log.info("the door is open at http://%s:%s", host, self.door_port)
+        if self._config.router.ext_proc is not None:
+            await self._start_ext_proc(self._config.router.ext_proc)
         for section in self._config.backends:
             self.backends.add(section, from_file=True)
+
+    async def _start_ext_proc(self, address: str) -> None:
+        """Pick endpoints for gateways. Raises ConfigError."""
+        try:
+            from homing.router.envoy.service import ExtProcServer, Limits  # noqa: PLC0415 - optional
+        except ImportError as error:
+            raise ConfigError(f"router.ext_proc: needs more packages: pip install 'homing[envoy]' ({error})") from error
+        router = self._config.router
+        picker = EndpointPicker(self._driver, self.endpoints, self.door.reader, HttpPost(self._session))
+        limits = Limits(body_bytes_max=router.body_bytes_max, pick_timeout_s=router.request_timeout_s)
+        self._ext_proc = ExtProcServer(picker, limits)
+        self.ext_proc_port = await self._ext_proc.start(address)
+        self._telling = asyncio.create_task(self._tell_ready(self._ext_proc))
+        log.info("endpoints are picked for gateways at %s (ext_proc)", address)
+
+    async def _tell_ready(self, server: "ExtProcServer") -> None:
+        """Let gateways know whether there is an engine."""
+        told = None
+        while True:
+            ready = not self._not_ready()
+            if ready != told:
+                await server.set_ready(ready=ready)
+                told = ready
+            await asyncio.sleep(0.5)
 
     def apply(self, config: Config) -> None:
         """Take the engines of a file that changed. Raises ConfigError, and then nothing has changed."""
@@ -127,6 +163,10 @@ class Front:
     async def close(self) -> None:
         """Close everything. Idempotent."""
         await self._server.close(grace_s=0.2)
+        if self._telling is not None:
+            self._telling.cancel()
+        if self._ext_proc is not None:
+            await self._ext_proc.stop(0.2)
         await self.backends.close()
         for actuator in self._actuators.values():
             await actuator.close()

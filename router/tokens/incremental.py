@@ -8,11 +8,12 @@ before the cut alone, so that texts that begin alike are cut alike.
 import asyncio
 import json
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from homing.router.core.blocks import pack_tokens
 
+from .affixes import affixes
 from .lru import ExactCache
 from .safety import cut_rules
 
@@ -23,8 +24,8 @@ PART_BYTES_MIN = 128
 """Shorter parts cost more to look up than they save."""
 LINE_PART_BYTES_MIN = 1024
 """Text without added tokens is cut at the first fitting line feed after so much of it."""
-INLINE_BYTES_MAX = 16_384
-"""More than this is encoded in a thread: some milliseconds, in which other requests would wait."""
+INLINE_BYTES_MAX = 8192
+"""More than this is encoded in a thread: a millisecond or two, in which other requests would wait."""
 CACHE_BYTES = 64 << 20
 
 _WHOLE, _REST = 0, 1
@@ -36,7 +37,8 @@ class IncrementalTokenizer:
 
     `cut_tokens` are texts of added tokens, such as `<|im_end|>`; the first of them that serves is what texts are cut
     after. `refusal` says why texts are not cut, and is empty if they are; uncut, they are remembered whole. The
-    tokenizer is made to neither shorten nor pad.
+    tokenizer is made to neither shorten nor pad. `around` are the packed tokens that it puts before and after a whole
+    prompt, or None if it does anything else to one.
     """
 
     def __init__(
@@ -46,7 +48,9 @@ class IncrementalTokenizer:
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = False
         self._tokenizer = tokenizer
-        self._rules = cut_rules(json.loads(tokenizer.to_str()), cut_tokens)
+        spec = json.loads(tokenizer.to_str())
+        self.around = _around(tokenizer, spec)
+        self._rules = cut_rules(spec, cut_tokens)
         self._cuts = re.compile(re.escape(self._rules.token.encode())) if self._rules.token else None
         self._anchor = self._rules.token if self._rules.anchored else ""
         self._cache = ExactCache(cache_bytes)
@@ -78,6 +82,10 @@ class IncrementalTokenizer:
         if missing:
             self._keep(parts, found, missing, self._fresh(parts, missing))
         return b"".join(found)
+
+    def encode_whole(self, text: str) -> bytes:
+        """The packed tokens of a text with the special ones around it, without the memory."""
+        return pack_tokens(self._tokenizer.encode(text, add_special_tokens=True).ids)
 
     def split(self, text: str) -> list[bytes]:
         """The parts of a text, in UTF-8: each of them but the last one ends in a cut."""
@@ -139,6 +147,16 @@ class IncrementalTokenizer:
         """Tokens of some parts, on all cores."""
         encodings = self._tokenizer.encode_batch_fast(self._texts(parts, missing), add_special_tokens=False)
         return [self._packed(encoding.ids, index) for index, encoding in zip(missing, encodings, strict=True)]
+
+
+def _around(tokenizer: "Tokenizer", spec: Mapping[str, Any]) -> tuple[bytes, bytes] | None:
+    """What the post-processor puts around a prompt by its description, if a prompt shows the same."""
+    found = affixes(spec.get("post_processor"))
+    if found is None:
+        return None
+    bare, full = (tokenizer.encode("a b", add_special_tokens=special).ids for special in (False, True))
+    before, after = found
+    return (pack_tokens(before), pack_tokens(after)) if [*before, *bare, *after] == full else None
 
 
 def _lines(part: bytes) -> list[bytes]:

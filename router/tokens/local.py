@@ -5,20 +5,20 @@ that the engine keeps, and prompts with pictures or sound, for which each engine
 for gpt-oss and for Mistral's own tokenizer format are not made by a template either: read those from the engine.
 """
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from homing.router.core.blocks import TOKEN_BYTES, pack_tokens
+from homing.router.core.blocks import TOKEN_BYTES
 
-from .affixes import affixes
+from .anthropic import of_anthropic
 from .completions import of_completion
-from .conversations import Conversation, of_anthropic, of_chat, of_responses
+from .conversations import Conversation, of_chat
 from .folder import read_folder
 from .incremental import CACHE_BYTES, IncrementalTokenizer
 from .messages import NotTextError, template_messages, without_developers
+from .responses import of_responses
 from .template import ChatTemplate
 from .text import TextReader
 from .types import PromptError, PromptReader, PromptTokens, TokenSource
@@ -60,14 +60,12 @@ class LocalReader:
         self._templates = {
             name: ChatTemplate(source, special_tokens=special_tokens) for name, source in sources.items()
         }
-        self._tokenizer = tokenizer
-        tokens = IncrementalTokenizer(tokenizer, self._cut_tokens(special_tokens or {}), cache_bytes=cache_bytes)
-        self._tokens = tokens
-        self._affixes = self._checked_affixes()
+        cuts = self._cut_tokens(tokenizer, special_tokens or {})
+        self._tokens = IncrementalTokenizer(tokenizer, cuts, cache_bytes=cache_bytes)
         self._context_tokens = context_tokens
         self._fallback = fallback or TextReader()
-        if tokens.refusal:
-            log.info("texts are tokenised whole each time: %s", tokens.refusal)
+        if self.refusal:
+            log.info("prompts are tokenised whole each time: %s", self.refusal)
 
     @classmethod
     def from_folder(
@@ -121,8 +119,8 @@ class LocalReader:
             return of_responses(body)
         if path == MESSAGES:
             return of_anthropic(body, system_first=any(template.system_first for template in self._templates.values()))
-        known = ", ".join((COMPLETIONS, CHATS, RESPONSES, MESSAGES))
-        raise PromptError(f"path: no prompt is known in {path!r}; known are {known}")
+        known = f"{COMPLETIONS}, {CHATS}, {RESPONSES} and {MESSAGES}"
+        raise PromptError(f"path: no prompt is known in {path!r}, only in {known}")
 
     def _rendered(self, conversation: Conversation) -> str:
         name = "tool_use" if conversation.tools is not None and "tool_use" in self._templates else "default"
@@ -146,10 +144,9 @@ class LocalReader:
             return _shortened(prompt, room, side or "left")
         if not body.get("add_special_tokens", special):
             return _shortened(await self._tokens.encode(prompt), room, side or "left")
-        if self._affixes is None:
-            whole = pack_tokens(self._tokenizer.encode(prompt, add_special_tokens=True).ids)
-            return _shortened(whole, room, side or "left")
-        before, after = self._affixes
+        if self._tokens.around is None:
+            return _shortened(self._tokens.encode_whole(prompt), room, side or "left")
+        before, after = self._tokens.around
         packed = await self._tokens.encode(prompt)
         if side is None and room is not None:
             room = max(0, room - (len(before) + len(after)) // TOKEN_BYTES)
@@ -163,15 +160,15 @@ class LocalReader:
             return None, None
         if not isinstance(room, int) or room < -1:
             raise PromptError(f"truncate_prompt_tokens: must be a number of tokens, or -1, found {room!r}")
-        if side not in {None, "left", "right"}:
+        if side not in (None, "left", "right"):
             raise PromptError(f"truncation_side: must be left or right, found {side!r}")
         if room == -1:
             room = None if self._context_tokens is None else self._context_tokens - bool(_output_tokens(body))
         return room, side
 
-    def _cut_tokens(self, special_tokens: Mapping[str, str]) -> list[str]:
+    def _cut_tokens(self, tokenizer: "Tokenizer", special_tokens: Mapping[str, str]) -> list[str]:
         """Added tokens by how often the default template writes them, of two the later first; then the end token."""
-        added = [token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.content]
+        added = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.content]
         try:
             sample = self._rendered(Conversation(messages=_SAMPLE))
         except (PromptError, NotTextError):
@@ -179,15 +176,6 @@ class LocalReader:
         counted = sorted((sample.count(token), sample.rfind(token), token) for token in added if token in sample)
         end = [special_tokens["eos_token"]] if "eos_token" in special_tokens else []
         return [token for _, _, token in reversed(counted)] + end
-
-    def _checked_affixes(self) -> tuple[bytes, bytes] | None:
-        """What the tokenizer puts around a prompt, tried on one; None if it does anything else to it."""
-        found = affixes(json.loads(self._tokenizer.to_str()).get("post_processor"))
-        if found is None:
-            return None
-        bare, full = (self._tokenizer.encode("a b", add_special_tokens=special).ids for special in (False, True))
-        before, after = found
-        return (pack_tokens(before), pack_tokens(after)) if [*before, *bare, *after] == full else None
 
 
 def _shortened(packed: bytes, room_tokens: int | None, side: str) -> bytes:

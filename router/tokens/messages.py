@@ -113,7 +113,7 @@ def _part(part: Any, path: str) -> dict[str, Any] | None:
     if not isinstance(part, Mapping):
         raise PromptError(f"{path}: must be text or an object, found {type(part).__name__}")
     kind = part.get("type")
-    if kind not in _TEXT_KEY or part.get("uuid") is not None:
+    if not isinstance(kind, str) or kind not in _TEXT_KEY or part.get("uuid") is not None:
         raise NotTextError(f"{path}: of type {kind!r}")
     text = part.get(_TEXT_KEY[kind])
     if text is None and kind in _MAY_BE_NONE:

@@ -36,7 +36,7 @@ class TextReader:
 
     def read_now(self, path: str, body: Mapping[str, Any]) -> PromptTokens:
         """The same, without a loop."""
-        if path.rstrip("/").endswith("/completions") and "messages" not in body:
+        if path == "/v1/completions":
             try:
                 prompt = of_completion(body)
             except NotTextError:

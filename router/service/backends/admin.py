@@ -63,7 +63,7 @@ class Admin:
         """The body is an entry of the file's `backends`, as JSON."""
         try:
             given = msgspec.json.decode(await request.read())
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             return _error(400, f"the body is not JSON: {error}")
         try:
             section = parse_backend(given, where="workers")

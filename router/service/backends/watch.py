@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Final
 
 import zmq.asyncio
@@ -113,11 +114,7 @@ class Backend:
         """What a cache told contradicts itself: hear it anew, from the beginning."""
         for rank in self._ranks:
             if rank.endpoint.worker == worker and rank.heard is not None:
-                if rank.listening is not None:
-                    rank.listening.cancel()
-                state = self._around.driver.scheduler.fleet.get(worker)
-                if state is not None:
-                    self._hear(rank, rank.heard.source, state.worker.block_tokens)
+                rank.heard.begin_anew("what it told contradicted itself")
 
     async def run(self) -> None:
         """Find it, watch it, and begin again when it is lost, until cancelled."""
@@ -259,11 +256,15 @@ class Backend:
             return self.problem or "the fleet gave it up"
         try:
             loads = await adapter.load()
+            if not loads and not await adapter.is_healthy():
+                return "it says that it is not well"
         except EngineError as error:
             if not await self._lives(adapter, asked_s):
                 return str(error)
             loads = tuple(rank.load for rank in self._ranks)
-        for rank, load in zip(self._ranks, loads, strict=False):
+        # An engine that does not tell its load is alive all the same: what it does for us is known.
+        for rank, load in zip_longest(self._ranks, loads[: len(self._ranks)], fillvalue=EngineLoad()):
+            assert isinstance(rank, _Rank) and isinstance(load, EngineLoad)
             rank.load = load
             rank.sequence += 1
             self._around.driver.feed(LoadReported(report=self._report(rank)))

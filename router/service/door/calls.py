@@ -9,8 +9,9 @@ from typing import Any, Final
 
 import msgspec
 
-from homing.router.core.blocks import block_keys, group_seed
+from homing.router.core.blocks import group_seed
 from homing.router.core.types import BlockKey, ModelProfile, Request, RequestId, Site
+from homing.router.tokens.keys import KeyMemo
 from homing.router.tokens.types import PromptError, PromptReader, PromptTokens, TokenSource
 
 from ..backends.endpoint import Alias
@@ -108,7 +109,7 @@ def read_call(request: HttpRequest, request_id: str) -> Call:
     """Read a request with a JSON body; raises DoorError that names the field."""
     try:
         body = msgspec.json.decode(request.body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise bad_request(f"the body is not JSON: {error}") from None
     if not isinstance(body, dict):
         raise bad_request(f"the body must be a JSON object, not {type(body).__name__}")
@@ -126,6 +127,7 @@ class CallReader:
 
     def __init__(self, reader_of: Callable[[str], PromptReader], is_open: Callable[[RequestId], bool]) -> None:
         self._reader_of = reader_of
+        self._memo = KeyMemo()
         self._is_open = is_open
 
     async def read(
@@ -145,8 +147,15 @@ class CallReader:
             prompt_tokens = min(prompt_tokens, max(1, profile.context_tokens - 1))
         room = max(1, profile.context_tokens - prompt_tokens)
         booked = min(output_tokens or OUTPUT_DEFAULT, OUTPUT_BOOKED_MAX, room)
-        keys = _keys(prompt, call.body, alias, profile)[: prompt_tokens // profile.block_tokens]
+        keys = self._keys(prompt, call.body, alias, profile)[: prompt_tokens // profile.block_tokens]
         return self._request(call, alias, profile, keys, prompt_tokens, booked, now), prompt
+
+    def _keys(
+        self, prompt: PromptTokens, body: Mapping[str, Any], alias: Alias, profile: ModelProfile
+    ) -> tuple[BlockKey, ...]:
+        salt = body.get("cache_salt")
+        seed = group_seed(lora=alias.lora, tenant_salt=salt if isinstance(salt, str) else "")
+        return self._memo.keys(prompt.packed, profile.block_tokens, seed=seed)
 
     def _request(
         self,
@@ -174,12 +183,6 @@ class CallReader:
             priority=_priority(call.body),
             origin=Site(origin) if origin else None,
         )
-
-
-def _keys(prompt: PromptTokens, body: Mapping[str, Any], alias: Alias, profile: ModelProfile) -> tuple[BlockKey, ...]:
-    salt = body.get("cache_salt")
-    seed = group_seed(lora=alias.lora, tenant_salt=salt if isinstance(salt, str) else "")
-    return block_keys(prompt.packed, profile.block_tokens, seed=seed)
 
 
 def _output_tokens(body: Mapping[str, Any]) -> int | None:

@@ -49,7 +49,7 @@ class Door:
         self._parts = parts
         self._driver = parts.driver
         self._endpoints = parts.endpoints
-        self._reader = CallReader(parts.reader_of, parts.driver.is_open)
+        self.reader = CallReader(parts.reader_of, parts.driver.is_open)
         self.draining = False
         self._routes: dict[tuple[str, str], Callable[[HttpRequest, Responder, str], Awaitable[None]]] = {
             ("GET", MODELS_PATH): self._list_models,
@@ -109,7 +109,7 @@ class Door:
         if self._endpoints.alias(call.model) is None:
             await self._parts.native.answer(call, responder)
             return
-        core_request, prompt = await self._reader.read(call, alias, profile, self._driver.now())
+        core_request, prompt = await self.reader.read(call, alias, profile, self._driver.now())
         forwarding = Forwarding(
             self._driver,
             self._endpoints,
@@ -136,7 +136,7 @@ class Door:
         call = read_call(request, request_id)
         call.path = _path_of(call)
         alias, profile = self._named(call.model)
-        core_request, prompt = await self._reader.read(call, alias, profile, self._driver.now())
+        core_request, prompt = await self.reader.read(call, alias, profile, self._driver.now())
         plans = self._driver.scheduler.foresee(core_request)
         if not plans:
             raise DoorError(503, "no worker could take this request at the moment", "server_error", "no_worker")

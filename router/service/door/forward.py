@@ -11,8 +11,7 @@ import logging
 from collections import deque
 from typing import Final
 
-from homing.router.actuators.types import Actuator, Order, Post, Prepared
-from homing.router.core.blocks import unpack_tokens
+from homing.router.actuators.types import Actuator, Post, Prepared
 from homing.router.core.commands import Abandon, Cancel, Dispatch, Reject
 from homing.router.core.events import (
     DecodeMeasured,
@@ -31,6 +30,7 @@ from .calls import PROMPT_PATHS, Call
 from .errors import DoorError, refused
 from .hits import Hits
 from .http import Responder
+from .orders import prepare
 from .upstream import Answer, Head, UpstreamError
 from .usage import StreamReader, Usage, error_event, usage_of
 
@@ -136,7 +136,7 @@ class Forwarding:
         if endpoint.actuator is None or not (decision.plan.moves or endpoint.prepares_local):
             await self._ask(decision, endpoint, Prepared())
             return
-        prepared = await self._prepare(decision, endpoint, endpoint.actuator)
+        prepared = await self._prepare(decision, endpoint.actuator)
         if prepared.beside is not None:
             prepared.beside.add_done_callback(self._prefilled)
         try:
@@ -158,23 +158,9 @@ class Forwarding:
             self._failed_prefill = True
             self._answer.fail(UpstreamError(f"was left by its prefill worker: {error}"))
 
-    async def _prepare(self, decision: Decision, endpoint: Endpoint, actuator: Actuator) -> Prepared:
-        """Have the plan's KV moved; without it the request goes on and is computed where it lands."""
-        plan = decision.plan
+    async def _prepare(self, decision: Decision, actuator: Actuator) -> Prepared:
         profile = self._driver.scheduler.models[self._request.model]
-        order = Order(
-            request_id=self._call.id,
-            path=self._call.path,
-            body=self._call.body,
-            headers=self._call.passed_headers(),
-            plan=plan,
-            peers=self._endpoints.peers(),
-            block_tokens=profile.block_tokens,
-            tokens=unpack_tokens(self._prompt.packed) if self._prompt is not None else (),
-        )
-        prepared = await actuator.prepare(order, self._post)
-        if prepared.failed:
-            log.warning("request %s: KV is not moved: %s; %s computes", self._call.id, prepared.failed, plan.decode)
+        prepared = await prepare(actuator, self._post, self._call, decision, profile, self._endpoints, self._prompt)
         if prepared.prefill_s is not None:
             self._driver.feed(PrefillFinished(request_id=self._request.id))
         return prepared

@@ -55,6 +55,8 @@ class Answer(asyncio.Protocol):
         self._now = now
         self._transport: Any = None
         self.lost = False
+        self.was_cut = False
+        """Whether it was lost, and not by our will."""
         self.idle_since_s = 0.0
         self._reset()
 
@@ -66,8 +68,10 @@ class Answer(asyncio.Protocol):
         self._early: list[bytes] = []
         self._early_bytes = 0
         self._header_bytes = 0
+        self._held_back_bytes = 0
         self._building = Head(0)
         self._complete = False
+        self._keeps_alive = False
         self.began = False
         self.heard_s = inf
         """When something came last, while something is waited for."""
@@ -112,7 +116,7 @@ class Answer(asyncio.Protocol):
     @property
     def is_reusable(self) -> bool:
         """Whether another request can be sent over this connection."""
-        return self._complete and not self.lost and bool(self._parser.should_keep_alive())
+        return self._complete and self._keeps_alive and not self.lost and not self._transport.get_write_buffer_size()
 
     def pause(self) -> None:
         """Read no further for a while."""
@@ -148,11 +152,12 @@ class Answer(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """Closed by the engine, or by us."""
+        self.was_cut = not self.lost
         self.lost = True
         if self._done is None or self._done.done():
             return
-        if self._head is not None and self._head.done() and self._ends_with_connection():
-            self.on_message_complete()
+        if error is None and self._head is not None and self._head.done() and self._ends_with_connection():
+            self._end()
             return
         why = f"closed the connection before its answer was whole{f': {error}' if error else ''}"
         self.fail(UpstreamError(why))
@@ -164,8 +169,11 @@ class Answer(asyncio.Protocol):
             return
         self.began = True
         self.heard_s = self.last_heard_s = self._now()
+        self._held_back_bytes += len(data)
         try:
             self._parser.feed_data(data)
+            if self._held_back_bytes > HEADER_BYTES_MAX:
+                self.fail(_headers_too_large())
         except httptools.HttpParserUpgrade:
             self.fail(UpstreamError("answered with another protocol than HTTP/1.1"))
         except httptools.HttpParserError as error:
@@ -176,11 +184,19 @@ class Answer(asyncio.Protocol):
 
     # -- what the parser tells ------------------------------------------------------------------------------------
 
+    def on_message_begin(self) -> None:
+        """The first byte of an answer, or of one that nobody asked for."""
+        if self._complete:
+            raise UpstreamError("sent more than its answer")
+
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
+        """One header, or a trailer after the body, which is counted and left out."""
+        self._held_back_bytes = 0
         self._header_bytes += len(name) + len(value)
         if self._header_bytes > HEADER_BYTES_MAX:
-            raise UpstreamError(f"answered with headers of more than {HEADER_BYTES_MAX} bytes")
+            raise _headers_too_large()
+        if self._building.status:
+            return
         self._building.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
@@ -194,6 +210,7 @@ class Answer(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         """A part of the body."""
+        self._held_back_bytes = 0
         if self._sink is not None:
             self._sink(body)
             return
@@ -208,6 +225,11 @@ class Answer(asyncio.Protocol):
             # An interim answer (100 Continue, 103 Early Hints): the real one follows.
             self._building = Head(0)
             return
+        # Afterwards the parser has forgotten how the answer was framed.
+        self._keeps_alive = self._parser.should_keep_alive()
+        self._end()
+
+    def _end(self) -> None:
         self._complete = True
         self.heard_s = inf
         if self._done is not None and not self._done.done():
@@ -216,6 +238,10 @@ class Answer(asyncio.Protocol):
     def _ends_with_connection(self) -> bool:
         headers = self._building.headers
         return "content-length" not in headers and "chunked" not in headers.get("transfer-encoding", "")
+
+
+def _headers_too_large() -> UpstreamError:
+    return UpstreamError(f"answered with headers of more than {HEADER_BYTES_MAX} bytes")
 
 
 class Upstream:
@@ -231,7 +257,6 @@ class Upstream:
         self._idle: deque[Answer] = deque(maxlen=idle_max)
         self._busy: set[Answer] = set()
         self._sweeping: asyncio.Task[None] | None = None
-        self._closed = False
         self._heard_s = -inf
         self.refused = False
         """Whether nobody listened there the last time that a connection was wanted."""
@@ -251,13 +276,15 @@ class Upstream:
         while True:
             answer, is_new = await self._connected()
             self._busy.add(answer)
+            if self._sweeping is None:
+                self._sweeping = asyncio.create_task(self._sweep())
             try:
                 answer.send(data)
                 return answer, await answer.head(self.timeouts.first_byte_s)
             except UpstreamError:
-                began = answer.began
+                was_stale = answer.was_cut and not is_new and not answer.began
                 self.release(answer)
-                if is_new or began or self._closed:
+                if not was_stale:
                     raise
             except BaseException:
                 self.release(answer)
@@ -267,7 +294,7 @@ class Upstream:
         """The answer was taken, or is wanted no more: then its connection closes, and the engine stops."""
         self._busy.discard(answer)
         self._heard_s = max(self._heard_s, answer.last_heard_s)
-        if answer.is_reusable and not self._closed:
+        if answer.is_reusable:
             answer.idle_since_s = asyncio.get_running_loop().time()
             if len(self._idle) == self._idle.maxlen:
                 self._idle.popleft().close()
@@ -281,14 +308,9 @@ class Upstream:
             answer.fail(UpstreamError(reason))
         while self._idle:
             self._idle.pop().close()
-
-    async def close(self) -> None:
-        """Close every connection. Idempotent."""
-        self._closed = True
-        self.abort_all("the router stops")
         if self._sweeping is not None:
             self._sweeping.cancel()
-            await asyncio.gather(self._sweeping, return_exceptions=True)
+            self._sweeping = None
 
     async def _connected(self) -> tuple[Answer, bool]:
         now = asyncio.get_running_loop().time()
@@ -301,8 +323,6 @@ class Upstream:
 
     async def _connect(self) -> Answer:
         loop = asyncio.get_running_loop()
-        if self._sweeping is None:
-            self._sweeping = asyncio.create_task(self._sweep())
         try:
             async with asyncio.timeout(self.timeouts.connect_s):
                 _, answer = await loop.create_connection(
@@ -312,17 +332,18 @@ class Upstream:
         except TimeoutError:
             self.refused = True
             raise UpstreamError(f"no connection within {self.timeouts.connect_s:g} s", refused=True) from None
-        except (OSError, ssl.SSLError) as error:
+        except (OSError, UnicodeError) as error:
             self.refused = True
             raise UpstreamError(f"no connection: {error}", refused=True) from error
         return answer
 
     async def _sweep(self) -> None:
-        """Give up answers that have stalled, and close connections that were idle for long."""
-        while True:
+        """Give up answers that have stalled, and close connections that were idle for long, while there are any."""
+        while self._busy or self._idle:
             await asyncio.sleep(min(1.0, self.timeouts.between_s / 4))
             now = asyncio.get_running_loop().time()
             for answer in [each for each in self._busy if now - each.heard_s > self.timeouts.between_s]:
                 answer.fail(UpstreamError(f"stalled: nothing came for {self.timeouts.between_s:g} s"))
             while self._idle and now - self._idle[0].idle_since_s > IDLE_S:
                 self._idle.popleft().close()
+        self._sweeping = None

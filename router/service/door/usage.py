@@ -3,14 +3,17 @@
 It is read on the way through, and taken out again where the client did not ask for it.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
 
-_EVENT_END: Final = b"\n\n"
-_MARK: Final = b'"usage":{'
-_SPACED_MARK: Final = b'"usage": {'
+_ENDS: Final = (b"\n\n", b"\n\r\n")
+"""An event ends with an empty line; lines end with LF or CR LF (WHATWG HTML, 9.2.5; nobody uses the lone CR)."""
+_END: Final = re.compile(rb"\n\r?\n")
+_MARK: Final = b'"usage"'
+_TELLS_USAGE: Final = re.compile(rb'"usage"\s*:\s*\{')
 EVENT_BYTES_MAX: Final = 1024 * 1024
 """Of one event that comes in parts; a longer one is passed on unread."""
 
@@ -58,7 +61,7 @@ def usage_of(body: bytes) -> Usage | None:
 def _read(body: bytes) -> _Answer | None:
     try:
         return _decode(body)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 
@@ -80,46 +83,54 @@ class StreamReader:
 
     def __init__(self, *, hides_usage: bool) -> None:
         self._hides = hides_usage
-        self._rest = b""
+        self._rest = bytearray()
         self.usage: Usage | None = None
         self.events = 0
 
     def push(self, data: bytes) -> bytes:
         """The events that this part completes, or their parts where one is too long to wait for."""
-        if self._rest:
-            data = self._rest + data
-        end = data.rfind(_EVENT_END)
-        if end < 0:
-            if len(data) > EVENT_BYTES_MAX:
-                self._rest = b""
-                return data
-            self._rest = data
-            return b""
-        whole, self._rest = data[: end + 2], data[end + 2 :]
-        self.events += whole.count(_EVENT_END)
-        if _MARK in whole or _SPACED_MARK in whole:
-            return self._read(whole)
-        return whole
+        rest = self._rest
+        if not rest and data.endswith(_ENDS):
+            return self._pass_on(data)
+        looked_at = max(0, len(rest) - 2)
+        rest += data
+        end = max(place + len(mark) if (place := rest.rfind(mark, looked_at)) >= 0 else 0 for mark in _ENDS)
+        if not end:
+            return self.finish() if len(rest) > EVENT_BYTES_MAX else b""
+        whole = bytes(rest[:end])
+        del rest[:end]
+        return self._pass_on(whole)
 
     def finish(self) -> bytes:
         """What is left of an event that never ended."""
-        rest, self._rest = self._rest, b""
+        rest, self._rest = bytes(self._rest), bytearray()
         return rest
 
-    def _read(self, whole: bytes) -> bytes:
-        kept = []
-        for event in whole.split(_EVENT_END)[:-1]:
-            found = _read(event[5:].strip()) if event.startswith(b"data:") else None
+    def _pass_on(self, whole: bytes) -> bytes:
+        self.events += sum(whole.count(mark) for mark in _ENDS)
+        if _MARK in whole and _TELLS_USAGE.search(whole):
+            return b"".join(self._kept(whole))
+        return whole
+
+    def _kept(self, whole: bytes) -> Iterator[bytes]:
+        start = 0
+        for end in _END.finditer(whole):
+            event, start = whole[start : end.end()], end.end()
+            found = _read(_data(event)) if _MARK in event else None
             usage = None if found is None else _usage(found)
             if found is not None and usage is not None:
                 self.usage = usage
                 if self._hides and found.choices is not None and not found.choices:
                     self.events -= 1
                     continue
-            kept.append(event + _EVENT_END)
-        return b"".join(kept)
+            yield event
+        yield whole[start:]
+
+
+def _data(event: bytes) -> bytes:
+    return b"\n".join(line[5:] for line in event.splitlines() if line.startswith(b"data:"))
 
 
 def error_event(body: bytes) -> bytes:
     """The end of a stream that broke: an event that clients raise as an error."""
-    return b"data: " + body + _EVENT_END
+    return b"data: " + body + b"\n\n"

@@ -1,0 +1,1 @@
+"""Tests of KV events; a package, so that they can share `engines` and `publisher`."""
