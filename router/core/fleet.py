@@ -86,6 +86,7 @@ class Fleet:
         self._pools: dict[ModelName, dict[Site, Pool]] = {}
         self._free_bits: list[int] = []
         self._limited: set[WorkerId] = set()
+        self._movers: set[WorkerId] = set()
         self._largest: dict[ModelName, int] = {}
 
     def __len__(self) -> int:
@@ -153,6 +154,7 @@ class Fleet:
         self._free_bits.append(state.bit)
         self.ledger.let_go(worker)
         self._limited.discard(worker)
+        self._movers.discard(worker)
         self._measure_largest(state.worker.model)
         return state
 
@@ -167,6 +169,11 @@ class Fleet:
     def is_limited(self) -> bool:
         """Whether any worker cannot carry out every plan with every other, or cannot be believed in full."""
         return bool(self._limited)
+
+    @property
+    def moves_kv(self) -> bool:
+        """Whether there is any worker whose KV can move."""
+        return bool(self._movers)
 
     def trust(self, worker: WorkerId, trust: Trust) -> None:
         """Believe a worker's cache as far as this."""
@@ -263,6 +270,8 @@ class Fleet:
 
     def _note_limits(self, state: WorkerState) -> None:
         worker = state.worker
+        if worker.transport and worker.plans:
+            self._movers.add(worker.id)
         able = worker.transport == HOMING_TRANSPORT and len(worker.plans) == len(PlanKind)
         if able and state.trust is Trust.EXACT:
             self._limited.discard(worker.id)

@@ -98,7 +98,7 @@ class _Search:
         self._explains = explains
         self._best: dict[PlanKind, tuple[float, Callable[[], Plan]]] = {}
         self._best_s = inf
-        self._sources = self._find_sources()
+        self._sources = self._find_sources() if question.fleet.moves_kv else []
         self._source_sites = {source.state.worker.site for source in self._sources}
         self._deepest = max((source.blocks for source in self._sources), default=0)
         self._ranked_sources: dict[Site, list[Source]] = {}
@@ -108,10 +108,16 @@ class _Search:
         pools = self._question.pools().values()
         prefillers = [worker for pool in pools for worker in self._prefill_candidates(pool)]
         self._alone([worker for worker in prefillers if worker.worker.role.can_decode])
+        if not self._question.fleet.moves_kv and self._best:
+            return self._found()
         decoders = [worker for pool in pools for worker in self._decode_candidates(pool)]
         self._without_prefill([worker for worker in decoders if not worker.worker.role.can_prefill])
         if prefillers and decoders and self._pricer.reusable:
             self._remote(prefillers, decoders)
+        return self._found()
+
+    def _found(self) -> list[Plan]:
+        """The best plan, and with `explains` the best of each other kind."""
         if not self._explains and self._best:
             _, make = min(self._best.values(), key=itemgetter(0))
             return [make()]

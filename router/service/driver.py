@@ -41,6 +41,7 @@ class Driver:
         self._mailboxes: dict[RequestId, Mailbox] = {}
         self._observers: list[Observer] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._armed_s = 0.0
         self._closed = False
 
     def observe(self, observer: Observer) -> None:
@@ -115,13 +116,16 @@ class Driver:
             mailbox.put_nowait(command)
 
     def _arm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        """Fire when the core wants it, or earlier: a timer that is set is moved only to the front."""
         due_s = self.scheduler.next_timer()
-        if due_s is not None and not self._closed:
-            delay_s = max(0.0, due_s - self.now())
-            self._timer = asyncio.get_running_loop().call_later(delay_s, self._fire)
+        if due_s is None or self._closed:
+            return
+        if self._timer is not None:
+            if self._armed_s <= due_s:
+                return
+            self._timer.cancel()
+        self._armed_s = due_s
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, due_s - self.now()), self._fire)
 
     def _fire(self) -> None:
         self._timer = None

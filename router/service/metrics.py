@@ -21,8 +21,10 @@ from homing.router.core.events import (
     TransferFinished,
 )
 from homing.router.core.scheduler import Scheduler
-from homing.router.core.types import Decision, Outcome, RejectReason, RequestId, Tier
+from homing.router.core.types import Decision, Outcome, PlanKind, RejectReason, RequestId, Tier
 
+MODELS_MAX = 1024
+"""Names of models whose counters are kept at hand."""
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _DECISION_SECONDS = (2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 5e-2)
 _ERROR_SECONDS = (-10.0, -3.0, -1.0, -0.3, -0.1, -0.03, 0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -66,12 +68,18 @@ class Metrics:
             "homing_decision_seconds", "Time to decide on a request.", buckets=_DECISION_SECONDS, registry=self.registry
         )
         self._open: dict[RequestId, Decision | None] = {}
+        self._by_kind = {
+            kind: (self._plans.labels(kind), self._ttft.labels(kind), self._error.labels(kind)) for kind in PlanKind
+        }
+        self._by_outcome = {outcome: self._requests.labels(outcome) for outcome in Outcome}
+        self._computed, self._cached = self._tokens.labels("computed"), self._tokens.labels("cached")
+        self._by_model: dict[str, Counter] = {}
 
     def __call__(self, event: Event, commands: list[Command], now: float, took_s: float) -> None:
         """Count one event and its commands."""
         match event:
             case RequestArrived():
-                self._arrived.labels(event.request.model).inc()
+                self._arrivals(event.request.model).inc()
                 self._deciding.observe(took_s)
                 self._open.setdefault(event.request.id, None)
             case FirstToken():
@@ -101,22 +109,31 @@ class Metrics:
     def _dispatched(self, decision: Decision) -> None:
         plan = decision.plan
         self._open[decision.request.id] = decision
-        self._plans.labels(plan.kind).inc()
-        self._tokens.labels("computed").inc(plan.estimate.computed_tokens)
-        self._tokens.labels("cached").inc(plan.estimate.hit_tokens)
+        self._by_kind[plan.kind][0].inc()
+        self._computed.inc(plan.estimate.computed_tokens)
+        self._cached.inc(plan.estimate.hit_tokens)
+
+    def _arrivals(self, model: str) -> Counter:
+        """Looking a label up takes microseconds, each time."""
+        known = self._by_model.get(model)
+        if known is None:
+            if len(self._by_model) >= MODELS_MAX:
+                self._by_model.clear()
+            known = self._by_model[model] = self._arrived.labels(model)
+        return known
 
     def _first_token(self, event: FirstToken) -> None:
         decision = self._open.get(event.request_id)
         if decision is not None:
-            kind = decision.plan.kind
-            self._ttft.labels(kind).observe(event.ttft_s)
-            self._error.labels(kind).observe(event.ttft_s - decision.plan.estimate.ttft_s)
+            _, ttft, error = self._by_kind[decision.plan.kind]
+            ttft.observe(event.ttft_s)
+            error.observe(event.ttft_s - decision.plan.estimate.ttft_s)
 
     def _told_no(self, command: Reject) -> None:
         self._rejected.labels(command.reason).inc()
         if command.reason is RejectReason.DUPLICATE_REQUEST:
             # The first request of this id goes on.
-            self._requests.labels(Outcome.REJECTED).inc()
+            self._by_outcome[Outcome.REJECTED].inc()
         else:
             self._ended(command.request_id, Outcome.REJECTED)
 
@@ -124,7 +141,7 @@ class Metrics:
         """Count an end once (I1): what is told of a request that ended before is late."""
         if request in self._open:
             del self._open[request]
-            self._requests.labels(outcome).inc()
+            self._by_outcome[outcome].inc()
 
 
 def _outcome(event: Event) -> tuple[RequestId, Outcome] | None:

@@ -239,11 +239,12 @@ class Connection(asyncio.Protocol):
         while data and self._refusal is None:
             try:
                 self._parser.feed_data(data)
-                return
             except httptools.HttpParserUpgrade as upgrade:
                 data = self._without_upgrade(data[upgrade.args[0] :])
             except httptools.HttpParserError as error:
                 self._refusal = self._refusal_of(error)
+            else:
+                return
 
     def _refusal_of(self, error: Exception) -> RefusedError:
         """What a client is told that does not speak HTTP/1.1, or too much of it."""
