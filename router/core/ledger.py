@@ -190,6 +190,13 @@ class Ledger:
             del self._compute[request]
         return ended
 
+    def flow_age_s(self, request: RequestId, source: WorkerId, target: WorkerId, now: float) -> float | None:
+        """How long ago a move was booked; None if it was not."""
+        for opened in self._flows.get(request, []):
+            if (opened.flow.source, opened.flow.target) == (source, target):
+                return max(0.0, now - opened.began_s)
+        return None
+
     def release_flow(self, request: RequestId, source: WorkerId, target: WorkerId, now: float) -> float | None:
         """End one move; returns how many flows shared its link on average, or None if it was not booked."""
         opened = self._flows.get(request, [])

@@ -20,9 +20,11 @@ class Way:
 
     rtt_s: float
     latency_s: float
-    """From asking for blocks until the first byte arrives."""
+    """From asking for blocks until the first byte arrives, and what is lost where none does."""
     byte_s: float
     """Seconds per byte of this flow's share."""
+    risk_s: float = 0.0
+    """What is expected to be lost by transfers that do not get through; no computing hides it."""
 
 
 @dataclass(slots=True, eq=False)

@@ -87,7 +87,8 @@ class Pricer:
         if known is None:
             rate = self.topology.rate(source, target)
             flows = 1 + self.fleet.ledger.flows((source, target))
-            known = Way(rate.rtt_s, SETUP_ROUND_TRIPS * rate.rtt_s, flows / rate.bytes_per_s)
+            risk_s = rate.risk_s(self.now)
+            known = Way(rate.rtt_s, SETUP_ROUND_TRIPS * rate.rtt_s + risk_s, flows / rate.bytes_per_s, risk_s)
             self._ways[source, target] = known
         return known
 
@@ -275,7 +276,7 @@ class Pricer:
         sending_s = shipped * way.byte_s
         overlap_s = (prepared.fetch_s + prepared.prefill_s) * (1 - 1 / self.profile.layers)
         ready_s = prepared.ready_s
-        late_s = max(0.0, way.latency_s - ready_s)
+        late_s = max(way.risk_s, way.latency_s - ready_s)
         arrives_s = late_s + way.rtt_s / 2 + max(sending_s / self.profile.layers, sending_s - overlap_s)
         ship_s = max(arrives_s, self.queue_s(decode) - ready_s)
         tail_s = self.tail_s(decode)

@@ -160,12 +160,19 @@ def _features(cached_tokens: int, end_tokens: int) -> tuple[float, float, float]
     return 1.0, float(new), float(new * (end_tokens + cached_tokens))
 
 
+DOUBT_HALF_S = 30.0
+"""A link that broke is believed to be whole again with time."""
+
+
 class LinkRate:
     """One directed site pair: round trip and capacity."""
 
-    __slots__ = ("_bytes_per_s", "_rtt_s", "rtt_samples", "samples")
+    __slots__ = ("_bytes_per_s", "_doubt", "_doubted_s", "_lost_s", "_rtt_s", "rtt_samples", "samples")
 
     def __init__(self, rtt_s: float, bytes_per_s: float) -> None:
+        self._doubt = 0.0
+        self._doubted_s = 0.0
+        self._lost_s = 0.0
         self._rtt_s = LearnedScale(max(rtt_s, 1e-6))
         self._bytes_per_s = LearnedScale(bytes_per_s)
         self.samples = 0
@@ -185,6 +192,28 @@ class LinkRate:
         """Learn from one flow's speed, seen while on average `flows` flows (itself included) shared the link."""
         self._bytes_per_s.learn(measured * max(1.0, flows))
         self.samples += 1
+
+    def broke(self, lost_s: float, now: float) -> None:
+        """A transfer did not get through, and what waited for it lost so many seconds."""
+        doubt = self._doubt_at(now)
+        self._doubt, self._doubted_s = doubt + (1 - doubt) / 2, now
+        self._lost_s = max(0.0, lost_s)
+
+    def worked(self, now: float) -> None:
+        """A transfer got through."""
+        if self._doubt:
+            self._doubt, self._doubted_s = self._doubt_at(now) / 2, now
+
+    def risk_s(self, now: float) -> float:
+        """Seconds that the next transfer is expected to lose by not getting through: their chance times the last loss.
+
+        Failures raise the chance half the way to certainty and successes halve it; it fades by half in `DOUBT_HALF_S`,
+        so that a link that nobody uses any more is tried again.
+        """
+        return self._doubt_at(now) * self._lost_s if self._doubt else 0.0
+
+    def _doubt_at(self, now: float) -> float:
+        return self._doubt * 0.5 ** (max(0.0, now - self._doubted_s) / DOUBT_HALF_S)
 
     def learn_rtt_s(self, measured: float) -> None:
         """Learn from one measured round trip.

@@ -158,6 +158,7 @@ class World:
             index.check()
 
     def _learn_transfer(self, done: TransferFinished, now: float) -> None:
+        age_s = self.fleet.ledger.flow_age_s(done.request_id, done.source, done.target, now)
         flows = self.fleet.ledger.release_flow(done.request_id, done.source, done.target, now)
         link = self._link(done.source, done.target)
         if link is None:
@@ -165,6 +166,10 @@ class World:
         rate = self.topology.rate(*link)
         if done.rtt_s is not None:
             rate.learn_rtt_s(done.rtt_s)
+        if done.complete:
+            rate.worked(now)
+        elif age_s is not None:
+            rate.broke(age_s, now)
         if done.seconds is not None and done.seconds > 0 and done.bytes > 0:
             rate.learn_bytes_per_s(done.bytes / done.seconds, flows or 1.0)
 

@@ -59,6 +59,7 @@ class Endpoints:
     def __init__(self) -> None:
         self._by_worker: dict[WorkerId, Endpoint] = {}
         self._aliases: dict[str, dict[str, Alias]] = {}
+        self._known: set[str] = set()
 
     def __iter__(self) -> Iterator[Endpoint]:
         return iter(self._by_worker.values())
@@ -83,6 +84,7 @@ class Endpoints:
         """A backend serves these names."""
         for names in self._aliases.values():
             names.pop(backend, None)
+        self._known.update(aliases)
         for name, alias in aliases.items():
             self._aliases.setdefault(name, {})[backend] = alias
         self._aliases = {name: by for name, by in self._aliases.items() if by}
@@ -91,6 +93,10 @@ class Endpoints:
         """What a name stands for; None if nobody serves it. Backends that disagree are told apart by who came first."""
         by_backend = self._aliases.get(name)
         return next(iter(by_backend.values())) if by_backend else None
+
+    def knew(self, name: str) -> bool:
+        """Whether anybody has ever served it."""
+        return name in self._known
 
     def names(self) -> list[str]:
         """All names that can be asked for."""

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import unquote
 
 import msgspec
 
@@ -89,7 +90,7 @@ class Door:
         if route is not None:
             await route(request, responder, request_id)
         elif method == "GET" and request.path.startswith(f"{MODELS_PATH}/"):
-            self._tell_model(request.path.removeprefix(f"{MODELS_PATH}/"), responder, request_id)
+            self._tell_model(unquote(request.path.removeprefix(f"{MODELS_PATH}/")), responder, request_id)
         elif request.path in self._paths:
             allowed = ", ".join(sorted(method for method, path in self._routes if path == request.path))
             message = f"{request.path} takes {allowed}, not {request.method}"
@@ -125,7 +126,11 @@ class Door:
 
     def _named(self, name: str) -> tuple[Alias, ModelProfile]:
         """What a client's model name stands for."""
-        alias = self._endpoints.alias(name) or Alias(ModelName(name))
+        alias = self._endpoints.alias(name)
+        if alias is None and self._endpoints.knew(name) and name not in self._driver.scheduler.fleet.models():
+            detail = f"no engine serves {name} at the moment"
+            raise DoorError(503, detail, "server_error", "no_worker", retry_after_s=1.0)
+        alias = alias or Alias(ModelName(name))
         profile = self._driver.scheduler.models.get(alias.model)
         if profile is None:
             raise unknown_model(name, self._model_names())

@@ -253,3 +253,30 @@ def test_solve_finds_what_was_put_in(matrix, expected):
 
 def test_memory_is_about_ten_measurements():
     assert sum(MEMORY**i for i in range(1000)) == pytest.approx(10.0)
+
+
+def test_a_link_that_breaks_is_feared_and_tried_again_with_time():
+    rate = LinkRate(0.01, 1e9)
+    assert rate.risk_s(0.0) == 0.0
+    rate.broke(10.0, now=100.0)
+    once_s = rate.risk_s(100.0)
+    rate.broke(10.0, now=101.0)
+    assert 0 < once_s < rate.risk_s(101.0) < 10.0
+    assert rate.risk_s(101.0 + 300.0) < 0.02, "it fades, so that the link is tried again"
+    rate.worked(now=102.0)
+    assert rate.risk_s(102.0) < once_s, "each success halves it"
+
+
+@given(
+    seen=st.lists(st.tuples(st.booleans(), st.floats(0, 100), st.floats(0, 60)), max_size=30),
+)
+def test_risk_is_never_more_than_the_last_loss(seen):
+    rate, now, lost_s = LinkRate(0.01, 1e9), 0.0, 0.0
+    for is_broken, after_s, seconds in seen:
+        now += after_s
+        if is_broken:
+            lost_s = seconds
+            rate.broke(seconds, now)
+        else:
+            rate.worked(now)
+        assert 0 <= rate.risk_s(now) <= lost_s
