@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt
-PACKAGES := -p homing.router -p homing.workers -p homing.sim
+PACKAGES := -p homing.router -p homing.workers -p homing.sim -p homing.loadtest
 
-.PHONY: demo test lint types layers drift tests bench bench-short fuzz demo-check live-check validate protos wheel install install-demo clean help
+.PHONY: demo test lint types layers drift tests bench bench-short bench-door loadtest test-engines fuzz demo-check live-check validate protos wheel install install-demo clean help
 
 help:  ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -48,6 +48,16 @@ live-check: install-demo  ## The demo, then the simulator on the same requests; 
 
 validate: install  ## The simulator against queueing theory and publications: about half an hour.
 	$(VENV)/bin/homing sim validate
+
+loadtest: install  ## Locust against a router and three echo engines.
+	$(RUN) -m homing.loadtest.run
+
+test-engines: install-demo  ## Real vLLM engines behind a router: about half an hour and 4 GB of packages.
+	$(RUN) tests/engines/environment.py
+	$(RUN) -m pytest -q tests/engines
+
+bench-door: install  ## The door beside other routers; needs nginx and wrk, and the peers on the PATH.
+	$(RUN) benchmarks/bench_door.py
 
 fuzz: install  ## Random bytes and mutated messages on every gRPC method, for a minute.
 	$(RUN) tests/fuzz/fuzz_grpc.py --seconds 60

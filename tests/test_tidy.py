@@ -12,7 +12,16 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("router", "sim", "workers", "protos")
 LINES_MAX = 400
 FUNCTION_LINES_MAX = 70
-ENTRY_POINTS = {"homing.router.cli.main", "homing.sim.kernel", "homing.sim.rng"}
+ENTRY_POINTS = {
+    "homing.router.cli.main",
+    "homing.sim.kernel",
+    "homing.sim.rng",
+    "homing.workers.echo.__main__",
+    "homing.workers.vllm.connector",
+    "homing.loadtest.run",
+    "homing.loadtest.locustfile",
+    "homing.loadtest.idle_streams",
+}
 """Started from outside, or a library of its own that other code is built on."""
 PURE = ("router/core", "workers/engine")
 IMPURE_MODULES = {"asyncio", "datetime", "logging", "os", "random", "secrets", "socket", "threading", "time", "uuid"}

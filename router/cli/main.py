@@ -168,6 +168,40 @@ def fleet(router: Router = ROUTER) -> None:
     run_fleet(router)
 
 
+@app.command("envoy-config")
+def envoy_config(
+    ext_proc: Annotated[str | None, typer.Option(help="HOST:PORT of the router's ext_proc (serve --ext-proc).")] = None,
+    endpoint: Annotated[
+        list[str] | None, typer.Option("--endpoint", "-e", help="IP:PORT of an engine; repeatable.")
+    ] = None,
+    endpoints_file: Annotated[
+        str | None, typer.Option(help="A file that holds the engines, for those that come and go; see --for-file.")
+    ] = None,
+    listen: Annotated[str, typer.Option(help="Where Envoy takes requests.")] = "127.0.0.1:8080",
+    admin: Annotated[str, typer.Option(help="Where Envoy's admin interface is.")] = "127.0.0.1:9901",
+    body_mode: Annotated[str, typer.Option(help="How request bodies come to the router: streamed or buffered.")] = (
+        "streamed"
+    ),
+    for_file: Annotated[bool, typer.Option("--for-file", help="Print what an endpoints file holds instead.")] = False,
+    format: Annotated[str, typer.Option("--format", help="yaml or json.")] = "yaml",  # noqa: A002
+) -> None:
+    """Print a bootstrap for an Envoy that asks a router where every request goes."""
+    from .envoy import GatewayFlags, print_gateway
+
+    print_gateway(
+        GatewayFlags(
+            ext_proc=ext_proc,
+            endpoints=endpoint or [],
+            endpoints_file=endpoints_file,
+            listen=listen,
+            admin=admin,
+            body_mode=body_mode,
+            for_file=for_file,
+            format=format,
+        )
+    )
+
+
 @app.command()
 def demo(
     model: Annotated[str, typer.Option(help="smollm2, tiny, a Hugging Face directory or a .gguf file.")] = "smollm2",

@@ -7,7 +7,7 @@ Rule 1: a measurement teaches; a prediction never does.
 Rule 2: one absurd measurement moves a belief by a bounded step, several in a row move it all the way.
 """
 
-from math import exp, isfinite, log
+from math import exp, exp2, isfinite, log
 
 from .types import PrefillPrior
 
@@ -213,7 +213,7 @@ class LinkRate:
         return self._doubt_at(now) * self._lost_s if self._doubt else 0.0
 
     def _doubt_at(self, now: float) -> float:
-        return self._doubt * 0.5 ** (max(0.0, now - self._doubted_s) / DOUBT_HALF_S)
+        return self._doubt * exp2(-max(0.0, now - self._doubted_s) / DOUBT_HALF_S)
 
     def learn_rtt_s(self, measured: float) -> None:
         """Learn from one measured round trip.

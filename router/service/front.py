@@ -21,7 +21,7 @@ from homing.router.kv_events.hub import KvEventHub
 
 from .backends.admin import Admin
 from .backends.calibration import calibrate
-from .backends.described import Description, credentials, describe
+from .backends.described import Description, check, credentials, describe
 from .backends.endpoint import Endpoints
 from .backends.fleet import Backends
 from .backends.gauges import BackendGauges
@@ -29,10 +29,12 @@ from .backends.readers import LocalReaderOf, Readers
 from .backends.watch import Backend, Surroundings
 from .config import Config
 from .door.door import Door, DoorParts
+from .door.forward import Carrier
 from .door.hits import Hits
 from .door.http import HttpLimits
 from .door.native import NativeAnswers
 from .door.server import HttpServer
+from .door.tracing import Tracing
 from .door.upstream import Timeouts, Upstream
 from .driver import Driver
 from .metrics import Metrics
@@ -65,6 +67,7 @@ class Front:
         self._actuators: dict[str, Actuator] = {}
         self.endpoints = Endpoints()
         self.hits = Hits()
+        self._tracing = None if section.traces is None else Tracing(section.traces)
         self.readers = Readers(local_reader_of, self.endpoints)
         self._session = aiohttp.ClientSession()
         self._context = zmq.asyncio.Context()
@@ -85,10 +88,13 @@ class Front:
         metrics.registry.register(BackendGauges(self.backends, self.hits))
         self.door = Door(
             DoorParts(
-                driver=driver,
-                endpoints=self.endpoints,
-                post=HttpPost(self._session),
-                hits=self.hits,
+                carrier=Carrier(
+                    driver=driver,
+                    endpoints=self.endpoints,
+                    post=HttpPost(self._session),
+                    hits=self.hits,
+                    tracing=self._tracing,
+                ),
                 native=native,
                 reader_of=self.readers,
                 not_ready=not_ready,
@@ -171,6 +177,8 @@ class Front:
         for actuator in self._actuators.values():
             await actuator.close()
         await self._session.close()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
         self._context.destroy(linger=0)
 
     # -- for backends ---------------------------------------------------------------------------------------------
@@ -178,7 +186,7 @@ class Front:
     def _check(self, section: BackendSection) -> None:
         """What the file's own rules do not say: connectors and their addresses, the environment, the site."""
         where = f"backends: {section.name}"
-        credentials(section)
+        check(section)
         sites = {site.name for site in self._config.sites}
         if section.site is not None and sites and section.site not in sites:
             raise ConfigError(f"{where}.site: unknown site {section.site!r}; sites lists {', '.join(sorted(sites))}")

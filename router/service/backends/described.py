@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import urlsplit
 
 from homing.router.actuators.types import Actuator
 from homing.router.core.errors import ConfigError
@@ -142,6 +143,24 @@ def _aliases(models: tuple[ServedModel, ...], base: ModelName) -> dict[str, Alia
 
 def _prior(section: PriorSection | None) -> PrefillPrior:
     return PrefillPrior() if section is None else PrefillPrior(a_s=section.a_s, b_s=section.b_s, q_s=section.q_s)
+
+
+def check(section: BackendSection) -> None:
+    """What the rules of single keys do not say. Raises ConfigError."""
+    where = f"backends: {section.name}"
+    try:
+        address = urlsplit(section.url)
+        address.port  # noqa: B018 - reading it checks it
+    except ValueError as error:
+        raise ConfigError(f"{where}.url: {section.url}: {error}") from None
+    if "@" in address.netloc:
+        raise ConfigError(
+            "backends: url: holds a user or a password, which would be shown to all who ask for the fleet; put the key "
+            "into the environment and name it in api_key_env"
+        )
+    if section.role != "both" and section.connector is None:
+        raise ConfigError(f"{where}.role: {section.role!r} needs a connector that hands KV over; name one in connector")
+    credentials(section)
 
 
 def credentials(section: BackendSection) -> dict[str, str]:

@@ -43,6 +43,8 @@ class Backends:
         self._drain_s = drain_s
         self._kept: dict[str, _Kept] = {}
         self._leaving: dict[str, asyncio.Task[None]] = {}
+        """The last of each name to leave: one that is added waits for it."""
+        self._departures: set[asyncio.Task[None]] = set()
 
     def __iter__(self) -> Iterator[Backend]:
         return (kept.backend for kept in self._kept.values())
@@ -76,8 +78,10 @@ class Backends:
         if kept is None:
             return False
         kept.backend.drain()
-        leaving = asyncio.create_task(self._leave(name, kept))
+        leaving = asyncio.create_task(self._leave(name, kept, self._leaving.get(name)))
         self._leaving[name] = leaving
+        self._departures.add(leaving)
+        leaving.add_done_callback(self._departures.discard)
         return True
 
     def apply(self, sections: Iterable[BackendSection]) -> Changes:
@@ -109,26 +113,27 @@ class Backends:
 
     async def close(self) -> None:
         """Let all go. Idempotent."""
-        tasks = [kept.task for kept in self._kept.values()] + list(self._leaving.values())
+        tasks = [kept.task for kept in self._kept.values()] + list(self._departures)
         self._kept.clear()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _leave(self, name: str, kept: _Kept) -> None:
+    async def _leave(self, name: str, kept: _Kept, before: "asyncio.Task[None] | None") -> None:
+        """Whoever left before under this name has left when this one has."""
         loop = asyncio.get_running_loop()
         until_s = loop.time() + self._drain_s
         try:
+            if before is not None:
+                await asyncio.wait([before])
             while self._is_working(kept.backend) and loop.time() < until_s:  # noqa: ASYNC110 - seldom, for seconds
                 await asyncio.sleep(0.1)
         finally:
-            if self._leaving.get(name) is asyncio.current_task():
-                del self._leaving[name]
             kept.backend.problem = "it was removed"
             kept.task.cancel()
             await asyncio.gather(kept.task, return_exceptions=True)
-            if kept.backend.actuator is not None:
-                await kept.backend.actuator.close()
+            if self._leaving.get(name) is asyncio.current_task():
+                del self._leaving[name]
 
     def _is_working(self, backend: Backend) -> bool:
         fleet = self._around.driver.scheduler.fleet

@@ -9,16 +9,13 @@ from urllib.parse import unquote
 
 import msgspec
 
-from homing.router.actuators.types import Post
 from homing.router.core.types import Estimate, ModelName, ModelProfile, Plan
 from homing.router.tokens.types import PromptReader
 
-from ..backends.endpoint import Alias, Endpoints
-from ..driver import Driver
+from ..backends.endpoint import Alias
 from .calls import PLAIN_PATHS, PROMPT_PATHS, Call, CallReader, read_call, request_id_of, unknown_model
 from .errors import DoorError, bad_request
-from .forward import Forwarding
-from .hits import Hits
+from .forward import Carrier, Forwarding
 from .http import HttpRequest, Responder
 from .native import NativeAnswers
 from .openapi import OPENAPI
@@ -33,10 +30,7 @@ MODELS_PATH: Final = "/v1/models"
 class DoorParts:
     """What the door works with."""
 
-    driver: Driver
-    endpoints: Endpoints
-    post: Post
-    hits: Hits
+    carrier: Carrier
     native: NativeAnswers
     reader_of: Callable[[str], PromptReader]
     not_ready: Callable[[], str]
@@ -48,9 +42,9 @@ class Door:
 
     def __init__(self, parts: DoorParts) -> None:
         self._parts = parts
-        self._driver = parts.driver
-        self._endpoints = parts.endpoints
-        self.reader = CallReader(parts.reader_of, parts.driver.is_open)
+        self._driver = parts.carrier.driver
+        self._endpoints = parts.carrier.endpoints
+        self.reader = CallReader(parts.reader_of, parts.carrier.driver.is_open)
         self.draining = False
         self._routes: dict[tuple[str, str], Callable[[HttpRequest, Responder, str], Awaitable[None]]] = {
             ("GET", MODELS_PATH): self._list_models,
@@ -111,16 +105,7 @@ class Door:
             await self._parts.native.answer(call, responder)
             return
         core_request, prompt = await self.reader.read(call, alias, profile, self._driver.now())
-        forwarding = Forwarding(
-            self._driver,
-            self._endpoints,
-            self._parts.post,
-            self._parts.hits,
-            call,
-            core_request,
-            prompt,
-            responder,
-        )
+        forwarding = Forwarding(self._parts.carrier, call, core_request, prompt, responder)
         async with asyncio.timeout(self._parts.request_timeout_s):
             await forwarding.run()
 

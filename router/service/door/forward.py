@@ -9,6 +9,7 @@ Rule 3: a client that reads slowly slows its engine's connection down, and nothi
 import asyncio
 import logging
 from collections import deque
+from dataclasses import dataclass
 from typing import Final
 
 from homing.router.actuators.types import Actuator, Post, Prepared
@@ -31,6 +32,7 @@ from .errors import DoorError, refused
 from .hits import Hits
 from .http import Responder
 from .orders import prepare
+from .tracing import Tracing
 from .upstream import Answer, Head, UpstreamError
 from .usage import StreamReader, Usage, error_event, usage_of
 
@@ -45,24 +47,28 @@ _NOT_PASSED: Final = frozenset(
 _SHARES_OF_IDLE: Final = 1
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Carrier:
+    """What calls are carried with."""
+
+    driver: Driver
+    endpoints: Endpoints
+    post: Post
+    hits: Hits
+    tracing: Tracing | None = None
+
+
 class Forwarding:
     """Drives one call. `run` returns when the client has its answer; DoorError when it gets none."""
 
     def __init__(
-        self,
-        driver: Driver,
-        endpoints: Endpoints,
-        post: Post,
-        hits: Hits,
-        call: Call,
-        request: Request,
-        prompt: PromptTokens | None,
-        responder: Responder,
+        self, carrier: Carrier, call: Call, request: Request, prompt: PromptTokens | None, responder: Responder
     ) -> None:
-        self._driver = driver
-        self._endpoints = endpoints
-        self._post = post
-        self._hits = hits
+        self._driver = carrier.driver
+        self._endpoints = carrier.endpoints
+        self._post = carrier.post
+        self._hits = carrier.hits
+        self._span = None if carrier.tracing is None else carrier.tracing.begin(call)
         self._call = call
         self._request = request
         self._prompt = prompt
@@ -101,6 +107,8 @@ class Forwarding:
         finally:
             self._stop_releasing()
             self._driver.close_request(self._request.id)
+            if self._span is not None:
+                self._span.end("" if self._ended else "the client left")
 
     async def _next(self) -> RequestCommand:
         while not self._commands:
@@ -172,6 +180,8 @@ class Forwarding:
         if adds_usage and call.path in {"/v1/chat/completions", "/v1/completions"}:
             changes["stream_options"] = {"include_usage": True}
         headers = {**call.passed_headers(), **endpoint.headers, **endpoint.patch.headers, **prepared.patch.headers}
+        if self._span is not None:
+            headers.update(self._span.attempt(decision))
         self._release_when_predicted(decision)
         if endpoint.on_sent is not None and self._request.block_keys:
             endpoint.on_sent(self._request.block_keys)
@@ -293,6 +303,8 @@ class Forwarding:
         now = self._driver.now()
         self._first_s = now
         ttft_s = now - self._dispatched_s
+        if self._span is not None:
+            self._span.first_token(ttft_s)
         request = self._request.id
         plan = decision.plan
         if plan.kind is PlanKind.LOCAL and plan.estimate.queue_s == 0 and self._is_alone(plan.decode):
@@ -335,6 +347,8 @@ class Forwarding:
         if self._failed_prefill and self._decision is not None:
             worker, self._failed_prefill = self._decision.plan.prefill, False
         log.warning("request %s: attempt failed: %s", self._call.id, reason)
+        if self._span is not None:
+            self._span.attempt_ended(reason)
         event = DispatchFailed(request_id=self._request.id, worker_id=worker, reason=reason, resume_as=self._request)
         self._driver.feed(event)
 

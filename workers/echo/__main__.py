@@ -1,0 +1,5 @@
+"""`python -m homing.workers.echo`: see `main.py`."""
+
+from .main import main
+
+main()
