@@ -43,6 +43,7 @@ def print_gateway(flags: GatewayFlags) -> None:
 def _bootstrap(flags: GatewayFlags) -> dict[str, Any]:
     if flags.ext_proc is None:
         raise ConfigError("--ext-proc: missing; give the HOST:PORT of the router's ext_proc (homing serve --ext-proc)")
+    ext_proc = _checked("--ext-proc", flags.ext_proc, named=True)
     if flags.body_mode not in MODES:
         raise ConfigError(f"--body-mode: expected {' or '.join(MODES)}, got {flags.body_mode!r}")
     if bool(flags.endpoints) == (flags.endpoints_file is not None):
@@ -52,7 +53,7 @@ def _bootstrap(flags: GatewayFlags) -> dict[str, Any]:
             f"with --for-file), got {found}"
         )
     gateway = Gateway(
-        ext_proc=_checked("--ext-proc", flags.ext_proc, named=True),
+        ext_proc=ext_proc,
         endpoints=_endpoints(flags.endpoints),
         endpoints_file=flags.endpoints_file or "",
         listen=_checked("--listen", flags.listen, any_port=True),

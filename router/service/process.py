@@ -88,7 +88,11 @@ class RouterProcess:
         self.front = self._make_front(intake, codec_of, local_reader_of or (lambda model, fallback: None))
         backends = None if self.front is None else self.front.backends
         route_worker_commands(self.driver, self._fleet, self._kv_events, backends)
-        more = None if self.front is None else self.front.add_routes
+        more = None
+        if self.front is not None:
+            more = self.front.add_routes
+            self.workers.address_elsewhere = self.front.endpoints.url
+            self._router.is_fronted = self.front.endpoints.serves
         self._ops = OpsServer(self.metrics, self._not_ready_because, more)
         self._server: grpc.aio.Server | None = None
         self._health = health.aio.HealthServicer()
@@ -145,7 +149,15 @@ class RouterProcess:
                 f"router.listen: cannot listen on {section.listen}: is the port in use, or not this machine's?"
             ) from error
         await server.start()
-        log.info("router in %s listens on %s (gRPC) and %s (HTTP)", section.site, section.listen, section.http)
+        grpc_host = section.listen.rpartition(":")[0]
+        log.info(
+            "router in %s listens on %s:%s (gRPC) and %s:%s (HTTP)",
+            section.site,
+            grpc_host,
+            self.port,
+            host,
+            self.http_port,
+        )
 
     def apply(self, config: Config) -> None:
         """Take the engines and links of a file that changed; what else changed needs a restart. Raises ConfigError."""

@@ -1,7 +1,7 @@
 """The router's gRPC surface: decide, generate, report, explain."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from math import isfinite
 from typing import Any
@@ -53,6 +53,8 @@ class RouterService(RouterServicer):
         self._request_timeout_s = request_timeout_s
         self._first_token_timeout_s = first_token_timeout_s
         self.draining = False
+        self.is_fronted: Callable[[str], bool] = lambda model: False
+        """Whether a model is served by engines behind HTTP, which this service routes to and does not ask."""
 
     # -- deciding only -------------------------------------------------------------------------------------------
 
@@ -199,6 +201,12 @@ class RouterService(RouterServicer):
         if prompt is None:
             detail = "prompt.block_keys: keys are enough to Route, but to Generate send tokens or text"
             raise RefusedRequestError(grpc.StatusCode.INVALID_ARGUMENT, detail)
+        if self.is_fronted(request.model):
+            detail = (
+                f"model: {request.model} is served by engines behind HTTP; ask the door (router.door), or Route it and "
+                "send it to the address that comes back"
+            )
+            raise RefusedRequestError(grpc.StatusCode.FAILED_PRECONDITION, detail)
         # This router dispatches it and passes the tokens on, so the way that counts begins here, wherever it came from.
         return replace(request, origin=None), prompt
 

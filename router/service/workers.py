@@ -1,6 +1,7 @@
 """Connections to workers, and the addresses under which workers reach each other."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import grpc
@@ -32,6 +33,8 @@ class Workers:
         self._site = site
         self._known: dict[WorkerId, _Known] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self.address_elsewhere: Callable[[WorkerId], str] = lambda worker: ""
+        """Where a worker is reached that did not join by itself; empty for one that is not known there either."""
 
     def add(self, hello: fleet_pb2.Hello) -> None:
         """A worker joined."""
@@ -62,7 +65,7 @@ class Workers:
         """A worker's address as another worker sees it, or as this router does; empty if either is gone."""
         known = self._known.get(worker)
         if known is None:
-            return ""
+            return self.address_elsewhere(worker)
         if seen_from is None:
             return _address(known.hello, self._site)
         viewer = self._known.get(seen_from)

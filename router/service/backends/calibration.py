@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from homing.router.core.events import PrefillMeasured
+from homing.router.core.events import LinkMeasured, PrefillMeasured
 from homing.router.engines.types import EngineError
 
 from ..door.upstream import UpstreamError
@@ -24,30 +24,33 @@ _ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz"
 
 
 async def calibrate(backend: Backend, driver: Driver) -> None:
-    """Measure every rank, one after the other; raises EngineError."""
+    """Measure the way to an engine, and, where that is wanted, every rank's speed; raises EngineError."""
     wanted = backend.section.calibrate
-    if wanted is False or (wanted is None and backend.actuator is None):
-        return
     for endpoint in backend.endpoints:
         way_s = await _way_s(endpoint)
-        await _prefill(endpoint, WORDS[0])  # the first prompt of an engine is slower than all others
-        for words in WORDS:
-            tokens, seconds = await _prefill(endpoint, words)
-            driver.feed(
-                PrefillMeasured(
-                    worker_id=endpoint.worker, cached_tokens=0, end_tokens=tokens, seconds=max(seconds - way_s, 1e-5)
-                )
+        home = driver.scheduler.world.site
+        if endpoint.site != home:
+            driver.feed(LinkMeasured(source=home, target=endpoint.site, rtt_s=way_s))
+        if wanted or (wanted is None and backend.actuator is not None):
+            await _measure(endpoint, driver, way_s)
+
+
+async def _measure(endpoint: Endpoint, driver: Driver, way_s: float) -> None:
+    await _prefill(endpoint, WORDS[0])  # the first prompt of an engine is slower than all others
+    for words in WORDS:
+        tokens, seconds = await _prefill(endpoint, words)
+        driver.feed(
+            PrefillMeasured(
+                worker_id=endpoint.worker, cached_tokens=0, end_tokens=tokens, seconds=max(seconds - way_s, 1e-5)
             )
+        )
 
 
 async def _way_s(endpoint: Endpoint) -> float:
-    """What a question takes that needs no computing."""
-    times_s = []
-    for _ in range(3):
-        began_s = asyncio.get_running_loop().time()
-        await endpoint.adapter.is_healthy()
-        times_s.append(asyncio.get_running_loop().time() - began_s)
-    return min(times_s)
+    try:
+        return await endpoint.upstream.round_trip_s()
+    except UpstreamError as error:
+        raise EngineError(f"{endpoint.url}: {error}") from error
 
 
 async def _prefill(endpoint: Endpoint, words: int) -> tuple[int, float]:

@@ -76,6 +76,15 @@ class Endpoints:
         """Where a worker is reached; None if it is gone or no engine of others."""
         return self._by_worker.get(worker)
 
+    def url(self, worker: WorkerId) -> str:
+        """A worker's URL; empty if it is gone or no engine of others."""
+        endpoint = self._by_worker.get(worker)
+        return "" if endpoint is None else endpoint.url
+
+    def serves(self, model: str) -> bool:
+        """Whether any of them serves a model."""
+        return any(endpoint.model == model for endpoint in self._by_worker.values())
+
     def peers(self) -> dict[WorkerId, Peer]:
         """All of them, as those see them who move KV."""
         return {worker: endpoint.peer for worker, endpoint in self._by_worker.items()}

@@ -31,7 +31,7 @@ from .calls import PROMPT_PATHS, Call
 from .errors import DoorError, refused
 from .hits import Hits
 from .http import Responder
-from .orders import prepare
+from .orders import prepare, transfers_told
 from .tracing import Tracing
 from .upstream import Answer, Head, UpstreamError
 from .usage import StreamReader, Usage, error_event, usage_of
@@ -330,6 +330,8 @@ class Forwarding:
         if usage is not None:
             output_tokens = usage.output_tokens if usage.output_tokens is not None else events
             self._learn_hits(decision, endpoint, usage)
+            for event in transfers_told(self._request.id, decision.plan, self._endpoints.peers(), usage):
+                self._driver.feed(event)
         if self._first_s and output_tokens > 1:
             seconds = self._driver.now() - self._first_s
             self._driver.feed(DecodeMeasured(worker_id=endpoint.worker, tokens=output_tokens - 1, seconds=seconds))

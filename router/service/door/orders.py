@@ -1,16 +1,50 @@
 """A plan's moves, ordered of whoever moves KV; without them the request goes on and is computed where it lands."""
 
 import logging
+from collections.abc import Mapping
 
-from homing.router.actuators.types import Actuator, Order, Post, Prepared
+from homing.router.actuators.homing import report_of
+from homing.router.actuators.types import Actuator, Order, Peer, Post, Prepared
+from homing.router.actuators.way import address
 from homing.router.core.blocks import unpack_tokens
-from homing.router.core.types import Decision, ModelProfile
+from homing.router.core.events import TransferFinished
+from homing.router.core.types import Decision, ModelProfile, Plan, RequestId, WorkerId
+from homing.router.engines.types import EngineError
 from homing.router.tokens.types import PromptTokens
 
 from ..backends.endpoint import Endpoints
 from .calls import Call
+from .usage import Usage
 
 log = logging.getLogger(__name__)
+
+
+def transfers_told(
+    request: RequestId, plan: Plan, peers: Mapping[WorkerId, Peer], usage: Usage
+) -> list[TransferFinished]:
+    """How a plan's transfers went, as the worker that received them tells in its answer, for the core to learn from."""
+    if usage.handle is None or plan.decode not in peers:
+        return []
+    target = peers[plan.decode]
+    sources = {}
+    for move in plan.moves:
+        if move.target == plan.decode and move.source in peers:
+            try:
+                sources[address(peers[move.source], "address", target.site)] = move.source
+            except EngineError:
+                continue
+    return [
+        TransferFinished(
+            request_id=request,
+            source=sources[report.address],
+            target=plan.decode,
+            bytes=report.bytes,
+            seconds=report.flowing_s or None,
+            complete=report.complete,
+        )
+        for report in report_of({"kv_transfer_params": usage.handle})
+        if report.address in sources
+    ]
 
 
 async def prepare(

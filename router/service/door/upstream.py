@@ -17,6 +17,9 @@ import httptools
 
 IDLE_S: Final = 4.0
 """Engines behind uvicorn close a connection that was idle for 5 s."""
+ROUND_TRIPS: Final = 3
+TLS_ROUND_TRIPS: Final = 2
+"""A connection takes one, and TLS 1.3 one more."""
 HEADER_BYTES_MAX: Final = 64 * 1024
 EARLY_BYTES_MAX: Final = 1024 * 1024
 """Of a body that nobody takes yet."""
@@ -262,6 +265,17 @@ class Upstream:
         """Whether nobody listened there the last time that a connection was wanted."""
         self.timeouts = timeouts or Timeouts()
         self.url = url
+
+    async def round_trip_s(self) -> float:
+        """What the network takes there and back: the least of some new connections. Raises UpstreamError."""
+        loop = asyncio.get_running_loop()
+        times_s = []
+        for _ in range(ROUND_TRIPS):
+            began_s = loop.time()
+            answer = await self._connect()
+            times_s.append(loop.time() - began_s)
+            answer.close()
+        return min(times_s) / (TLS_ROUND_TRIPS if self._ssl else 1)
 
     def heard_since(self, when_s: float) -> bool:
         """Whether anything came from the engine since then, by the event loop's clock."""
