@@ -23,8 +23,14 @@ from homing.router.core.policies import POLICIES, make_policy
 from homing.router.core.scheduler import Scheduler
 from homing.router.core.topology import Topology
 from homing.router.core.types import RejectReason, Site
-from homing.router.service.config import (
-    Config,
+from homing.router.service.backends.gauges import BackendGauges
+from homing.router.service.config import Config, parse_config
+from homing.router.service.door.hits import Hits
+from homing.router.service.metrics import Metrics
+from homing.router.service.sections import (
+    BackendSection,
+    ConnectorSection,
+    KvEventsSection,
     LinkSection,
     ModelSection,
     PolicySection,
@@ -32,9 +38,7 @@ from homing.router.service.config import (
     RouterSection,
     SiteSection,
     WorkerSection,
-    parse_config,
 )
-from homing.router.service.metrics import Metrics
 from homing.router.service.wire import STATUS
 from homing.sim import scenario
 from homing.sim.experiments.document import parse_yaml
@@ -69,6 +73,9 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "policy": PolicySection,
     "workers[]": WorkerSection,
     "workers[].prior": PriorSection,
+    "backends[]": BackendSection,
+    "backends[].kv_events": KvEventsSection,
+    "backends[].connector": ConnectorSection,
 }
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -237,7 +244,9 @@ def exported_metrics() -> dict[str, str]:
     scheduler = Scheduler(
         models=[], topology=Topology(), policy=make_policy("homing"), random=Random(0), site=Site("home")
     )
-    families = Metrics(scheduler).registry.collect()
+    metrics = Metrics(scheduler)
+    metrics.registry.register(BackendGauges([], Hits()))
+    families = metrics.registry.collect()
     return {f.name + "_total" * (f.type == "counter"): f.type for f in families}
 
 

@@ -38,6 +38,7 @@ from .events import (
     WorkerJoined,
     WorkerLost,
 )
+from .flights import Flights, InFlight
 from .limits import Limits
 from .policies import Foreseeing, Observing, Policy, Rebalancing
 from .question import Question
@@ -62,14 +63,6 @@ class _Attempts:
 
     count: int = 0
     failed: set[WorkerId] = field(default_factory=set)
-
-
-@dataclass(frozen=True, slots=True)
-class InFlight:
-    """A request that was dispatched and has not ended."""
-
-    decision: Decision
-    lease_until_s: float
 
 
 class Scheduler:
@@ -97,11 +90,10 @@ class Scheduler:
         self.policy = policy
         self.limits = limits or Limits()
         self.admission = Admission(self.limits.queue_max)
-        self.in_flight: dict[RequestId, InFlight] = {}
+        self.in_flight = Flights()
         self._observer = policy if isinstance(policy, Observing) else None
         self._random = random
         self._attempts: dict[RequestId, _Attempts] = {}
-        self._out: dict[WorkerId, set[RequestId]] = {}
         self._next_sweep_s: float | None = None
         self._now = 0.0
         self._handle = self._handlers()
@@ -149,10 +141,9 @@ class Scheduler:
         deadline_s = self.admission.next_deadline_s()
         if deadline_s is not None and (due_s is None or deadline_s < due_s):
             due_s = deadline_s
-        if self.in_flight:
-            lease_s = self._first_lease().lease_until_s
-            if due_s is None or lease_s < due_s:
-                due_s = lease_s
+        lease_s = self.in_flight.first_lease_s()
+        if lease_s is not None and (due_s is None or lease_s < due_s):
+            due_s = lease_s
         return due_s
 
     def question(self, request: Request) -> Question:
@@ -177,9 +168,7 @@ class Scheduler:
         assert not any(request in self.admission for request in self.in_flight), "waits and is out"
         assert len(self.fleet.ledger) <= len(self.in_flight)
         assert all(self.fleet.ledger.holds(r) is False for r in self._attempts if r not in self.in_flight)
-        leases = [flight.lease_until_s for flight in self.in_flight.values()]
-        assert leases == sorted(leases), "who was dispatched first has the first lease"
-        assert {r for out in self._out.values() for r in out} == set(self.in_flight)
+        self.in_flight.check()
 
     # -- requests ------------------------------------------------------------------------------------------------
 
@@ -264,25 +253,13 @@ class Scheduler:
     def _book(self, decision: Decision) -> None:
         request = decision.request
         self.fleet.charge(request.id, self.world.charge_of(decision), self._now)
-        lease_until_s = self._now + self.limits.lease_s
-        self.in_flight[request.id] = InFlight(decision, lease_until_s)
-        for worker in decision.plan.workers:
-            self._out.setdefault(worker, set()).add(request.id)
+        self.in_flight.add(decision, self._now + self.limits.lease_s)
 
     def _unbook(self, request: RequestId) -> InFlight | None:
-        flight = self.in_flight.pop(request, None)
-        if flight is None:
-            return None
-        self.fleet.release(request, self._now)
-        for worker in flight.decision.plan.workers:
-            self._out[worker].discard(request)
-            if not self._out[worker]:
-                del self._out[worker]
+        flight = self.in_flight.remove(request)
+        if flight is not None:
+            self.fleet.release(request, self._now)
         return flight
-
-    def _first_lease(self) -> InFlight:
-        """All leases are equally long, so the first that was given ends first."""
-        return next(iter(self.in_flight.values()))
 
     def _first_token(self, event: FirstToken) -> list[Command]:
         flight = self.in_flight.get(event.request_id)
@@ -396,13 +373,12 @@ class Scheduler:
     def _worker_lost(self, worker: WorkerId, reason: str) -> list[Command]:
         if not self.world.lose(worker):
             return []
-        orphans = sorted(self._out.get(worker, ()))
+        orphans = self.in_flight.of_worker(worker)
         return [Abandon(request_id=request, worker_id=worker, reason=reason) for request in orphans]
 
     def _timer_fired(self) -> list[Command]:
         commands: list[Command] = []
-        while self.in_flight and self._first_lease().lease_until_s <= self._now:
-            request_id = self._first_lease().decision.request.id
+        for request_id in self.in_flight.overdue(self._now):
             self._attempts.pop(request_id, None)
             self._unbook(request_id)
             commands.append(Cancel(request_id=request_id, reason=f"no end was seen in {self.limits.lease_s} s"))

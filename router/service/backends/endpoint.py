@@ -1,7 +1,7 @@
 """Where each worker that is an engine's cache is reached, and which names its models go by."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from homing.router.actuators.types import Actuator, Peer
 from homing.router.core.types import BlockKey, ModelName, Site, WorkerId
@@ -51,6 +51,8 @@ class Alias:
 
     model: ModelName
     lora: str = ""
+    among: frozenset[WorkerId] | None = None
+    """The workers that have the adapter; None: it is all the same."""
 
 
 class Endpoints:
@@ -60,16 +62,19 @@ class Endpoints:
         self._by_worker: dict[WorkerId, Endpoint] = {}
         self._aliases: dict[str, dict[str, Alias]] = {}
         self._known: set[str] = set()
+        self._adapters: dict[str, Alias] = {}
 
     def __iter__(self) -> Iterator[Endpoint]:
         return iter(self._by_worker.values())
 
     def add(self, endpoint: Endpoint) -> None:
         """A worker joined."""
+        self._adapters.clear()
         self._by_worker[endpoint.worker] = endpoint
 
     def remove(self, worker: WorkerId) -> Endpoint | None:
         """A worker is gone."""
+        self._adapters.clear()
         return self._by_worker.pop(worker, None)
 
     def get(self, worker: WorkerId) -> Endpoint | None:
@@ -94,6 +99,7 @@ class Endpoints:
         for names in self._aliases.values():
             names.pop(backend, None)
         self._known.update(aliases)
+        self._adapters.clear()
         for name, alias in aliases.items():
             self._aliases.setdefault(name, {})[backend] = alias
         self._aliases = {name: by for name, by in self._aliases.items() if by}
@@ -101,7 +107,15 @@ class Endpoints:
     def alias(self, name: str) -> Alias | None:
         """What a name stands for; None if nobody serves it. Backends that disagree are told apart by who came first."""
         by_backend = self._aliases.get(name)
-        return next(iter(by_backend.values())) if by_backend else None
+        if not by_backend:
+            return None
+        alias = next(iter(by_backend.values()))
+        if not alias.lora:
+            return alias
+        if name not in self._adapters:
+            having = (endpoint.worker for endpoint in self if endpoint.backend in by_backend)
+            self._adapters[name] = replace(alias, among=frozenset(having))
+        return self._adapters[name]
 
     def knew(self, name: str) -> bool:
         """Whether anybody has ever served it."""

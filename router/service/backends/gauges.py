@@ -1,6 +1,6 @@
 """What is true of engines at the moment of a scrape."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -8,7 +8,7 @@ from prometheus_client.registry import Collector
 from homing.router.core.types import Trust
 
 from ..door.hits import Hits
-from .fleet import Backends
+from .watch import Backend
 
 _KV_COUNTS = {
     "homing_kv_event_batches": ("batches", "Batches of KV events."),
@@ -24,7 +24,7 @@ _KV_COUNTS = {
 class BackendGauges(Collector):
     """Trust, KV events and prefix hits."""
 
-    def __init__(self, backends: Backends, hits: Hits) -> None:
+    def __init__(self, backends: Iterable[Backend], hits: Hits) -> None:
         self._backends = backends
         self._hits = hits
 

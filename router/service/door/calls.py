@@ -182,6 +182,7 @@ class CallReader:
             tenant=call.headers.get("x-tenant-id", ""),
             priority=_priority(call.body),
             origin=Site(origin) if origin else None,
+            among=alias.among,
         )
 
 
