@@ -20,6 +20,8 @@ class Usage:
     prompt_tokens: int
     cached_tokens: int | None = None
     completion_tokens: int = 0
+    handle: Mapping[str, Any] | None = None
+    """What a KV connector gave back with the answer (`kv_transfer_params`)."""
 
 
 def usage_of(answer: Any) -> Usage | None:
@@ -44,6 +46,7 @@ def usage_of(answer: Any) -> Usage | None:
         prompt_tokens=prompt,
         cached_tokens=None if cached is None else min(cached, prompt),
         completion_tokens=_count(usage, "completion_tokens", "output_tokens") or 0,
+        handle=_mapping(answer, "kv_transfer_params") or None,
     )
 
 

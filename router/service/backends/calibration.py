@@ -13,7 +13,7 @@ from homing.router.core.events import LinkMeasured, PrefillMeasured
 from homing.router.engines.types import EngineError
 
 from ..door.upstream import UpstreamError
-from ..door.usage import usage_of
+from ..door.usage import usage_in
 from ..driver import Driver
 from .endpoint import Endpoint
 from .watch import Backend
@@ -72,7 +72,7 @@ async def _prefill(endpoint: Endpoint, words: int) -> tuple[int, float]:
     except UpstreamError as error:
         raise EngineError(f"{endpoint.url}/v1/completions: {error}") from error
     took_s = loop.time() - began_s
-    told = usage_of(b"".join(parts))
+    told = usage_in(b"".join(parts))
     if head.status != 200 or told is None or not told.prompt_tokens:
         raise EngineError(f"{endpoint.url}/v1/completions: answered {head.status} without telling the prompt's tokens")
     return told.prompt_tokens, took_s

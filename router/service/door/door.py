@@ -102,7 +102,8 @@ class Door:
         call = read_call(request, request_id)
         alias, profile = self._named(call.model)
         if self._endpoints.alias(call.model) is None:
-            await self._parts.native.answer(call, responder)
+            async with asyncio.timeout(self._parts.request_timeout_s):
+                await self._parts.native.answer(call, responder)
             return
         core_request, prompt = await self.reader.read(call, alias, profile, self._driver.now())
         forwarding = Forwarding(self._parts.carrier, call, core_request, prompt, responder)

@@ -23,6 +23,7 @@ from homing.router.core.events import (
     RequestFinished,
 )
 from homing.router.core.types import Decision, Outcome, PlanKind, Request, WorkerId
+from homing.router.engines.usage import Usage
 from homing.router.tokens.types import PromptTokens
 
 from ..backends.endpoint import Endpoint, Endpoints
@@ -34,7 +35,7 @@ from .http import Responder
 from .orders import prepare, transfers_told
 from .tracing import Tracing
 from .upstream import Answer, Head, UpstreamError
-from .usage import StreamReader, Usage, error_event, usage_of
+from .usage import StreamReader, error_event, usage_in
 
 log = logging.getLogger(__name__)
 
@@ -234,6 +235,11 @@ class Forwarding:
                 return
             self._break_stream(reason, reader.events)
             return
+        except asyncio.CancelledError:
+            # OpenAI's client goes when it has read the last event, which may be before the end of the HTTP answer.
+            if reader.is_over:
+                self._finished(decision, endpoint, reader.usage, reader.events)
+            raise
         if not responder.started:
             responder.start(head.status, headers)
         rest = reader.finish()
@@ -292,7 +298,7 @@ class Forwarding:
             return
         responder.send(head.status, body, headers)
         if head.status == 200:
-            self._finished(decision, endpoint, usage_of(body), 0)
+            self._finished(decision, endpoint, usage_in(body), 0)
         else:
             self._end(Outcome.FINISHED, 0)
 
@@ -328,7 +334,7 @@ class Forwarding:
     def _finished(self, decision: Decision, endpoint: Endpoint, usage: Usage | None, events: int) -> None:
         output_tokens = events
         if usage is not None:
-            output_tokens = usage.output_tokens if usage.output_tokens is not None else events
+            output_tokens = usage.completion_tokens or events
             self._learn_hits(decision, endpoint, usage)
             for event in transfers_told(self._request.id, decision.plan, self._endpoints.peers(), usage):
                 self._driver.feed(event)

@@ -10,11 +10,11 @@ from homing.router.core.blocks import unpack_tokens
 from homing.router.core.events import TransferFinished
 from homing.router.core.types import Decision, ModelProfile, Plan, RequestId, WorkerId
 from homing.router.engines.types import EngineError
+from homing.router.engines.usage import Usage
 from homing.router.tokens.types import PromptTokens
 
 from ..backends.endpoint import Endpoints
 from .calls import Call
-from .usage import Usage
 
 log = logging.getLogger(__name__)
 

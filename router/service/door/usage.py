@@ -4,75 +4,33 @@ It is read on the way through, and taken out again where the client did not ask 
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Final
 
 import msgspec
 
+from homing.router.engines.usage import Usage, usage_of
+
 _ENDS: Final = (b"\n\n", b"\n\r\n")
 """An event ends with an empty line; lines end with LF or CR LF (WHATWG HTML, 9.2.5; nobody uses the lone CR)."""
 _END: Final = re.compile(rb"\n\r?\n")
+_LAST: Final = (b"data: [DONE]\n\n", b"data: [DONE]\r\n\r\n")
 _MARK: Final = b'"usage"'
 _TELLS_USAGE: Final = re.compile(rb'"usage"\s*:\s*\{')
 EVENT_BYTES_MAX: Final = 1024 * 1024
 """Of one event that comes in parts; a longer one is passed on unread."""
 
 
-class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    prompt_tokens_details: _Details | None = None
-
-
-class _Timings(msgspec.Struct):
-    cache_n: int | None = None
-
-
-class _Answer(msgspec.Struct):
-    usage: _Usage | None = None
-    timings: _Timings | None = None
-    choices: list[msgspec.Raw] | None = None
-    kv_transfer_params: dict[str, Any] | None = None
-
-
-_decode = msgspec.json.Decoder(_Answer).decode
-
-
-class Usage(msgspec.Struct, frozen=True):
-    """Tokens of one answer; None is what was not told."""
-
-    prompt_tokens: int | None = None
-    output_tokens: int | None = None
-    cached_tokens: int | None = None
-    handle: Mapping[str, Any] | None = None
-    """What a KV connector gave back (`kv_transfer_params`)."""
-
-
-def usage_of(body: bytes) -> Usage | None:
+def usage_in(body: bytes) -> Usage | None:
     """The usage that a JSON answer, or one event's data, tells; None without."""
-    found = _read(body)
-    return None if found is None else _usage(found)
+    return usage_of(_read(body))
 
 
-def _read(body: bytes) -> _Answer | None:
+def _read(body: bytes) -> Any:
     try:
-        return _decode(body)
+        return msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-
-
-def _usage(found: _Answer) -> Usage | None:
-    if found.usage is None and found.kv_transfer_params is None:
-        return None
-    usage = found.usage or _Usage()
-    cached = usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details else None
-    if cached is None and found.timings is not None:
-        cached = found.timings.cache_n
-    return Usage(usage.prompt_tokens, usage.completion_tokens, cached, found.kv_transfer_params)
 
 
 class StreamReader:
@@ -86,6 +44,8 @@ class StreamReader:
         self._rest = bytearray()
         self.usage: Usage | None = None
         self.events = 0
+        self.is_over = False
+        """Whether the event came that says that no other will."""
 
     def push(self, data: bytes) -> bytes:
         """The events that this part completes, or their parts where one is too long to wait for."""
@@ -108,6 +68,7 @@ class StreamReader:
 
     def _pass_on(self, whole: bytes) -> bytes:
         self.events += sum(whole.count(mark) for mark in _ENDS)
+        self.is_over = whole.endswith(_LAST)
         if _MARK in whole and _TELLS_USAGE.search(whole):
             return b"".join(self._kept(whole))
         return whole
@@ -117,10 +78,10 @@ class StreamReader:
         for end in _END.finditer(whole):
             event, start = whole[start : end.end()], end.end()
             found = _read(_data(event)) if _MARK in event else None
-            usage = None if found is None else _usage(found)
-            if found is not None and usage is not None:
+            usage = usage_of(found)
+            if usage is not None:
                 self.usage = usage
-                if self._hides and found.choices is not None and not found.choices:
+                if self._hides and found is not None and found.get("choices") == []:
                     self.events -= 1
                     continue
             yield event

@@ -358,7 +358,7 @@ def check(made):
     pools = policy._congestion._pools
     assert sum(load.capacity for load in pools.values()) == len(able)
     assert min((load.capacity for load in pools.values()), default=0) >= 0
-    assert policy._pending._pending.keys() <= made.in_flight.keys()
+    assert policy._pending._pending.keys() <= set(made.in_flight)
 
 
 class Memory(Storm):

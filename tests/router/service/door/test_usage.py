@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from homing.router.service.door.usage import EVENT_BYTES_MAX, StreamReader, Usage, usage_of
+from homing.router.engines.usage import Usage
+from homing.router.service.door.usage import EVENT_BYTES_MAX, StreamReader, usage_in
 
 CHUNK = {"choices": [{"delta": {"content": "x"}}]}
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 4}}
-TOLD = Usage(7, 3, 4)
+TOLD = Usage(prompt_tokens=7, completion_tokens=3, cached_tokens=4)
 
 
 def event(data, end, *, spaced=False, first=""):
@@ -103,9 +104,9 @@ def test_a_large_event_in_small_parts_takes_little_time():
 @pytest.mark.parametrize(
     ("body", "told"),
     [
-        (b'{"usage":{"prompt_tokens":1,"completion_tokens":2}}', Usage(1, 2)),
-        (b'{"usage":{"prompt_tokens":9},"timings":{"cache_n":5}}', Usage(9, None, 5)),
-        (b'{"usage":{},"kv_transfer_params":{"a":1}}', Usage(handle={"a": 1})),
+        (b'{"usage":{"prompt_tokens":1,"completion_tokens":2}}', Usage(prompt_tokens=1, completion_tokens=2)),
+        (b'{"usage":{"prompt_tokens":9},"timings":{"cache_n":5}}', Usage(prompt_tokens=9, cached_tokens=5)),
+        (b'{"usage":{"prompt_tokens":1},"kv_transfer_params":{"a":1}}', Usage(prompt_tokens=1, handle={"a": 1})),
         (b'{"usage":null}', None),
         (b"{}", None),
         (b"[]", None),
@@ -118,4 +119,4 @@ def test_a_large_event_in_small_parts_takes_little_time():
     ids=range(11),
 )
 def test_usage_of_whole_answers(body, told):
-    assert usage_of(body) == told
+    assert usage_in(body) == told
