@@ -2,64 +2,57 @@
 
     PYTHONPATH=.dev python benchmarks/bench_door.py [--rounds 3] [--smg PATH] [--output benchmarks/results/door.json]
 
-Needs nginx and wrk, and the extra `loadtest`. Peers are measured where they are installed: sglang-router, vllm-router
-and smg, as commands on the PATH or where the options say, each with the policy that is named in its row. Everything is
-started here, on loopback.
+Needs nginx and wrk, the extra `loadtest`, and a tokenizer (`--tokenizer`, SmolLM2's as it comes). Peers are measured
+where they are installed: sglang-router, vllm-router and smg, as commands on the PATH or where the options say, each
+with the policy that is named in its row. Homing's two rows are explained in `door_routers`, prompts in `door_prompts`,
+and what engines hold in `door_events`. Everything is started here, on loopback.
 
 In each round every router is asked in turn: on one connection, which tells the latency that it adds to the engine's
 own, and on 32, which tells requests per second and, from /proc, the CPU time of the router's processes per request.
-Rows are medians over the rounds. Prompts share nothing, and each comes again after 63 others of 500 B or 15 of 200 kB.
-Engines do not tokenise here. Engines, load and routers share the machine's cores, so requests per second of a small
-machine are those of all three together; CPU per request is the router's alone.
+Requests per second and core are a second over that CPU time: what one core does that does nothing else. Rows are
+medians over the rounds. Engines, load and routers share the machine's cores, so requests per second of a small machine
+are those of all three together. Engines do not tokenise, and tell no KV events while they are asked.
 """
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import platform
 import shutil
 import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from door_client import WRK_SCRIPT, OneConnection, Timed, many_connections, write_bodies
+from door_client import WRK_SCRIPT, OneConnection, many_connections
 from door_engine import MODEL, nginx_config
+from door_events import Held, held_by, publishing
+from door_prompts import CONVERSATIONS, MARK, Ask, asks
+from door_routers import NOTES, NotMeasurableError, Router, Surroundings, check_precise, routers_of
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from homing.loadtest.processes import Process, StartError, router_command, started
-from homing.router.cli.demo.ports import free_ports
+from homing.loadtest.processes import Process, StartError, started
 
 CONNECTIONS = 32
 ENGINES = 2
 EVENTS = 32
-SIZES = {500: 64, 200_000: 16}
-"""Bytes of a prompt, and how many different ones there are."""
+SEED = 7
 WARM_UP = 10
-WIDTH = 130
+NUMBERS_A_RUN = 1_000_000
+"""More than are asked in one run, so that runs of a router share none."""
+WIDTH = 150
 DIRECT = "none (direct)"
-NOTES = Console(stderr=True)
 Row = dict[str, Any]
-Command = Callable[[Sequence[str]], list[str]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Router:
-    """One that is measured: `command` starts it before these engines."""
-
-    name: str
-    command: Command
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,11 +65,22 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Files:
-    """The requests of one case, and wrk's script."""
+    """The requests of one case, what engines hold of them, and wrk's script."""
 
-    bodies: list[bytes]
+    asks: list[Ask]
+    held: list[Held]
     path: Path
     script: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """A router that is up; none for the engine itself."""
+
+    name: str
+    url: str
+    router: Router | None = None
+    process: Process | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,30 +93,6 @@ class Sample:
     cpu_us: float
     rss_mib: float
     failed: int
-
-
-def routers_of(options: argparse.Namespace) -> Iterator[Router]:
-    """Homing, and the peers that are there."""
-    given = options.homing_option
-    if options.homing:
-        yield Router(name="homing", command=lambda urls: router_command(urls) + given)
-    for name, policy, further in (
-        ("sglang-router", "cache_aware", ["launch"]),
-        ("vllm-router", "round_robin", []),
-        ("smg", "cache_aware", ["launch"]),
-    ):
-        path = getattr(options, name.replace("-", "_")) or shutil.which(name)
-        if path is None:
-            NOTES.print(f"{name} is not installed: left out")
-            continue
-        start = [str(path), *further, "--policy", policy, "--host", "127.0.0.1", "--log-level", "error"]
-        yield Router(name=f"{name} {policy}", command=partial(_on_ports, start))
-
-
-def _on_ports(start: Sequence[str], urls: Sequence[str]) -> list[str]:
-    """Peers refuse port 0, so they get ports that are free."""
-    door, metrics = free_ports(2)
-    return [*start, "--port", str(door), "--prometheus-port", str(metrics), "--worker-urls", *urls]
 
 
 @contextlib.contextmanager
@@ -140,22 +120,33 @@ def streaming_engines(count: int) -> Iterator[list[str]]:
         yield [stack.enter_context(started(command)).http_url() for _ in range(count)]
 
 
-def one_connection(url: str, bodies: Sequence[bytes], count: int) -> tuple[float, float]:
+def one_connection(url: str, asked: Sequence[Ask], first_number: int, count: int) -> tuple[float, float]:
     """Median time to the first byte and to the end, in ms, after a warm-up."""
     connection = OneConnection(url)
     try:
-        timed: list[Timed] = [connection.ask(bodies[number % len(bodies)]) for number in range(count + WARM_UP)]
+        timed = [
+            connection.ask(asked[number % len(asked)].body(first_number + number)) for number in range(count + WARM_UP)
+        ]
     finally:
         connection.close()
     first_s, whole_s = zip(*((one.first_s, one.whole_s) for one in timed[WARM_UP:]), strict=True)
     return 1e3 * statistics.median(first_s), 1e3 * statistics.median(whole_s)
 
 
-def measure(url: str, process: Process | None, files: Files, options: argparse.Namespace) -> Sample:
+def measure(running: Running, files: Files, turn: int, options: argparse.Namespace) -> Sample:
     """One round of one router."""
-    first_ms, whole_ms = one_connection(url, files.bodies, options.requests)
+    process = running.process
+    first_number = (2 * turn + 1) * NUMBERS_A_RUN
+    first_ms, whole_ms = one_connection(running.url, files.asks, first_number, options.requests)
     cpu_s = 0.0 if process is None else process.cpu_s()
-    seen = many_connections(url, files.path, files.script, connections=CONNECTIONS, seconds=options.seconds)
+    seen = many_connections(
+        running.url,
+        files.path,
+        files.script,
+        first_number=first_number + NUMBERS_A_RUN,
+        connections=CONNECTIONS,
+        seconds=options.seconds,
+    )
     cpu_s = 0.0 if process is None else process.cpu_s() - cpu_s
     return Sample(
         first_ms=first_ms,
@@ -167,32 +158,61 @@ def measure(url: str, process: Process | None, files: Files, options: argparse.N
     )
 
 
-def run_case(case: Case, routers: Sequence[Router], folder: Path, options: argparse.Namespace) -> list[Row]:
-    """All rounds of one case, routers in turn."""
+@functools.cache
+def held_of(prompt_bytes: int, tokenizer: str) -> list[Held]:
+    """What engines hold of the prompts of this size, streamed or not."""
+    return held_by(_asks(prompt_bytes, streams=False), ENGINES, tokenizer)
+
+
+def _asks(prompt_bytes: int, *, streams: bool) -> list[Ask]:
+    return asks(MODEL, prompt_bytes, streams=streams, random=Random(SEED))
+
+
+def files_of(case: Case, folder: Path, tokenizer: str) -> Files:
+    """Make a case's requests, and write them for wrk."""
     script, path = folder / "wrk.lua", folder / "bodies.jsonl"
     script.write_text(WRK_SCRIPT)
-    count = SIZES[case.prompt_bytes]
-    bodies = write_bodies(path, MODEL, case.prompt_bytes, count, streams=case.streams, random=Random(7))
-    files = Files(bodies=bodies, path=path, script=script)
+    asked = _asks(case.prompt_bytes, streams=case.streams)
+    path.write_bytes(b"".join(ask.head + MARK.encode() + ask.tail + b"\n" for ask in asked))
+    return Files(asks=asked, held=held_of(case.prompt_bytes, tokenizer), path=path, script=script)
+
+
+def start_all(stack: contextlib.ExitStack, routers: Sequence[Router], around: Surroundings) -> Iterator[Running]:
+    """The engine itself, and each router that comes up."""
+    yield Running(name=DIRECT, url=around.urls[0])
+    for router in routers:
+        process = stack.enter_context(started(router.command(around)))
+        try:
+            yield Running(name=router.name, url=process.http_url(), router=router, process=process)
+        except StartError as error:
+            NOTES.print(f"{router.name} did not start and is left out: {error}", markup=False)
+
+
+def check_all(running: Sequence[Running], files: Files) -> None:
+    """Those that are said to be precise are."""
+    for each in running:
+        if each.router is not None and each.process is not None and each.router.is_precise:
+            check_precise(each.process, each.url, files.asks, files.held)
+
+
+def run_case(case: Case, routers: Sequence[Router], folder: Path, options: argparse.Namespace) -> list[Row]:
+    """All rounds of one case, routers in turn."""
+    files = files_of(case, folder, options.tokenizer)
     samples: dict[str, list[Sample]] = defaultdict(list)
+    title = f"{case.prompt_bytes} B, {'streamed' if case.streams else 'whole'}"
     with contextlib.ExitStack() as stack:
-        engines = streaming_engines(ENGINES) if case.streams else nginx(folder, ENGINES)
-        urls = stack.enter_context(engines)
-        measured: list[tuple[str, str, Process | None]] = [(DIRECT, urls[0], None)]
-        for router in routers:
-            process = stack.enter_context(started(router.command(urls)))
+        sources = stack.enter_context(publishing(folder, files.held, ENGINES))
+        urls = stack.enter_context(streaming_engines(ENGINES) if case.streams else nginx(folder, ENGINES))
+        running = list(start_all(stack, routers, Surroundings(urls=urls, sources=sources, folder=folder)))
+        check_all(running, files)
+        turns = [(turn, each) for turn in range(options.rounds) for each in running]
+        for turn, each in track(turns, title, transient=True, console=NOTES):
             try:
-                measured.append((router.name, process.http_url(), process))
-            except StartError as error:
-                NOTES.print(f"{router.name} did not start and is left out: {error}", markup=False)
-        title = f"{case.prompt_bytes} B, {'streamed' if case.streams else 'whole'}"
-        turns = [turn for _ in range(options.rounds) for turn in measured]
-        for name, url, of in track(turns, title, transient=True, console=NOTES):
-            try:
-                samples[name].append(measure(url, of, files, options))
+                samples[each.name].append(measure(each, files, turn, options))
             except (OSError, ValueError) as error:
-                said = "" if of is None else of.output()
-                raise SystemExit(f"{name}, {title}: {error!r}; it said: {said}") from error
+                said = "" if each.process is None else each.process.output()
+                raise SystemExit(f"{each.name}, {title}: {error!r}; it said: {said}") from error
+        check_all(running, files)
     return [summary(case, name, some, samples[DIRECT]) for name, some in samples.items()]
 
 
@@ -214,25 +234,12 @@ def summary(case: Case, name: str, samples: Sequence[Sample], direct: Sequence[S
         "added_first_byte_ms": round(added("first_ms"), 3),
         "added_whole_ms": round(added("whole_ms"), 3),
         "requests_per_s": round(median("requests_per_s")),
-        "cpu_us_per_request": round(median("cpu_us")),
+        "requests_per_s_core": round(1e6 / cpu_us) if (cpu_us := median("cpu_us")) else None,
+        "cpu_us_per_request": round(cpu_us),
         "rss_mib": round(median("rss_mib"), 1),
         "failed": sum(sample.failed for sample in samples),
         "rounds": len(samples),
     }
-
-
-def versions_of(routers: Sequence[Router], options: argparse.Namespace) -> dict[str, str]:
-    """Which peers were measured."""
-    found = {}
-    for router in routers:
-        name = router.name.split(" ", maxsplit=1)[0]
-        path = getattr(options, name.replace("-", "_"), None) or shutil.which(name)
-        if path is not None and name != "homing":
-            python = Path(path).parent / "python"
-            code = f"import importlib.metadata as m; print(m.version({name!r}))"
-            done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
-            found[name] = done.stdout.strip() or "unknown"
-    return found
 
 
 def machine() -> Row:
@@ -250,12 +257,21 @@ def machine() -> Row:
 
 def show(rows: Sequence[Row]) -> None:
     """The rows as a table."""
-    table = Table(
-        "prompt B", "streams", "router", "+first ms", "+whole ms", "requests/s", "CPU us", "RSS MiB", "failed"
-    )
+    columns = {
+        "prompt B": "prompt_bytes",
+        "streams": "streams",
+        "router": "router",
+        "+first ms": "added_first_byte_ms",
+        "+whole ms": "added_whole_ms",
+        "requests/s": "requests_per_s",
+        "per core": "requests_per_s_core",
+        "CPU us": "cpu_us_per_request",
+        "RSS MiB": "rss_mib",
+        "failed": "failed",
+    }
+    table = Table(*columns)
     for row in rows:
-        fields = ("prompt_bytes", "streams", "router", "added_first_byte_ms", "added_whole_ms", "requests_per_s")
-        table.add_row(*(str(row[name]) for name in (*fields, "cpu_us_per_request", "rss_mib", "failed")))
+        table.add_row(*(str(row[field]) for field in columns.values()))
     Console(width=WIDTH).print(table)
 
 
@@ -264,10 +280,11 @@ def options_given() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
     add("--rounds", type=int, default=3)
-    add("--seconds", type=float, default=3.0, help="of load in each round")
-    add("--requests", type=int, default=300, help="on one connection in each round")
+    add("--seconds", type=float, default=2.0, help="of load in each round")
+    add("--requests", type=int, default=200, help="on one connection in each round")
     for name in ("sglang-router", "vllm-router", "smg"):
         add(f"--{name}", type=Path, help="where the peer's command is")
+    add("--tokenizer", default="smollm2", help="what `tokenizer` of a model in Homing's file may name")
     add("--no-homing", dest="homing", action="store_false", help="peers alone")
     add("--homing-option", action="append", default=[], help="one more option for `homing serve`; may be repeated")
     add("--case", action="append", choices=["500", "200000", "500-stream", "200000-stream"], help="only this one")
@@ -281,10 +298,13 @@ def main() -> int:
     missing = [name for name in ("nginx", "wrk") if shutil.which(name) is None]
     if missing:
         sys.exit(f"{' and '.join(missing)}: not found; install it with the system's packages")
-    routers = list(routers_of(options))
+    try:
+        routers = list(routers_of(options))
+    except NotMeasurableError as error:
+        sys.exit(str(error))
     result = {"machine": machine(), "connections": CONNECTIONS, "engines": ENGINES, "stream_events": EVENTS}
-    result |= {"versions": versions_of(routers, options)}
-    cases = [Case(prompt_bytes=size, streams=streams) for size in SIZES for streams in (False, True)]
+    result |= {"versions": {router.name: router.version for router in routers if router.version}}
+    cases = [Case(prompt_bytes=size, streams=streams) for size in CONVERSATIONS for streams in (False, True)]
     wanted = set(options.case or ())
     rows: list[Row] = []
     for case in cases:

@@ -6,23 +6,29 @@ import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 from urllib.parse import urlsplit
+
+from door_prompts import MARK
 
 PATH = "/v1/chat/completions"
 SOCKET_S = 30.0
 READ_BYTES = 1 << 18
 WRK_SCRIPT = """
-local requests, at = {}, 0
+local heads, tails, at, number = {}, {}, 0, 0
 function init(args)
+  number = tonumber(args[2])
   for body in io.lines(args[1]) do
     local headers = {["Content-Type"] = "application/json"}
-    requests[#requests + 1] = wrk.format("POST", "PATH", headers, body)
+    local whole = wrk.format("POST", "PATH", headers, body)
+    local first, last = whole:find("MARK", 1, true)
+    heads[#heads + 1] = whole:sub(1, first - 1)
+    tails[#tails + 1] = whole:sub(last + 1)
   end
 end
 function request()
-  at = at % #requests + 1
-  return requests[at]
+  at = at % #heads + 1
+  number = number + 1
+  return heads[at] .. string.format("%09d", number) .. tails[at]
 end
 function done(summary, latency)
   local e = summary.errors
@@ -31,28 +37,16 @@ function done(summary, latency)
     summary.requests, summary.duration / 1e6, failed,
     latency:percentile(50) / 1e3, latency:percentile(99) / 1e3))
 end
-""".replace("PATH", PATH)
-
-
-def write_bodies(
-    path: Path, model: str, prompt_bytes: int, count: int, *, streams: bool, random: Random
-) -> list[bytes]:
-    """Requests with prompts that share nothing, one a line, also returned."""
-    bodies = []
-    for _ in range(count):
-        text = " ".join(f"{random.getrandbits(32):08x}" for _ in range(prompt_bytes // 9 + 1))[:prompt_bytes]
-        body = {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": 32, "stream": streams}
-        bodies.append(json.dumps(body).encode())
-    path.write_bytes(b"\n".join(bodies) + b"\n")
-    return bodies
+""".replace("PATH", PATH).replace("MARK", MARK)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timed:
-    """How long one answer took, to its first byte of body and to its end."""
+    """How long one answer took, to its first byte of body and to its end, and the headers that it came with."""
 
     first_s: float
     whole_s: float
+    headers: dict[str, str]
 
 
 class OneConnection:
@@ -84,11 +78,17 @@ class OneConnection:
             end = _end_of(got, head_end)
         if not got.startswith(b"HTTP/1.1 200"):
             raise ValueError(f"expected 200, got {got[:300]!r}")
-        return Timed(first_s=first_s, whole_s=time.perf_counter() - began_s)
+        whole_s = time.perf_counter() - began_s
+        return Timed(first_s=first_s, whole_s=whole_s, headers=_headers(got[: got.find(b"\r\n\r\n")]))
 
     def close(self) -> None:
         """Close the connection."""
         self._socket.close()
+
+
+def _headers(head: bytes) -> dict[str, str]:
+    lines = head.decode().split("\r\n")[1:]
+    return {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def _end_of(got: bytes, head_end: int) -> int:
@@ -112,9 +112,11 @@ class Throughput:
     p99_ms: float
 
 
-def many_connections(url: str, bodies: Path, script: Path, *, connections: int, seconds: float) -> Throughput:
-    """Ask on so many connections for so long, in a process of its own."""
+def many_connections(
+    url: str, bodies: Path, script: Path, *, first_number: int, connections: int, seconds: float
+) -> Throughput:
+    """Ask on so many connections for so long, in a process of its own; `bodies` holds one a line, with marks."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "30s"]
-    command += ["-s", str(script), url, "--", str(bodies)]
+    command += ["-s", str(script), url, "--", str(bodies), str(first_number)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds + 60)
     return Throughput(**json.loads(done.stdout.splitlines()[-1]))

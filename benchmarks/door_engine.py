@@ -33,6 +33,12 @@ ANSWERS = {
     ),
     "/version": json.dumps({"version": "0.32.0"}),
     "/kv_event_sources": "{}",
+    "/metrics": (
+        'vllm:cache_config_info{block_size="16",engine="0",num_gpu_blocks="131072"} 1\n'
+        'vllm:num_requests_running{engine="0"} 0\n'
+        'vllm:num_requests_waiting{engine="0"} 0\n'
+        'vllm:kv_cache_usage_perc{engine="0"} 0.5\n'
+    ),
     "/v1/chat/completions": json.dumps(
         {
             "id": "chatcmpl-1",

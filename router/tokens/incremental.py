@@ -2,13 +2,14 @@
 
 A text is cut at places that `safety` vouches for, into parts whose tokens do not depend on what is around them. The
 tokens of parts are kept; a conversation's next turn encodes only its new parts. Where to cut follows from the text
-before the cut alone, so that texts that begin alike are cut alike.
+before the cut alone, so that texts that begin alike are cut alike. A long text is looked up in groups of parts first,
+and part by part only where a group is new.
 """
 
 import asyncio
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from homing.router.core.blocks import pack_tokens
@@ -24,12 +25,15 @@ PART_BYTES_MIN = 128
 """Shorter parts cost more to look up than they save."""
 LINE_PART_BYTES_MIN = 1024
 """Text without added tokens is cut at the first fitting line feed after so much of it."""
+GROUP_BYTES_MIN = 16_384
+"""A group ends at the first cut after so much text: a dozen of them, not some two hundred parts, are a prompt of 200 kB."""
 INLINE_BYTES_MAX = 8192
 """More than this is encoded in a thread: a millisecond or two, in which other requests would wait."""
 CACHE_BYTES = 64 << 20
 
 _WHOLE, _REST = 0, 1
-_LINE = re.compile(rb"\n[0-9A-Za-z]")
+_LINE_END = rb"\n(?=[0-9A-Za-z])"
+_LINE = re.compile(_LINE_END)
 
 
 class IncrementalTokenizer:
@@ -52,6 +56,7 @@ class IncrementalTokenizer:
         self.around = _around(tokenizer, spec)
         self._rules = cut_rules(spec, cut_tokens)
         self._cuts = re.compile(re.escape(self._rules.token.encode())) if self._rules.token else None
+        self._group_ends = self._any_cut()
         self._anchor = self._rules.token if self._rules.anchored else ""
         self._cache = ExactCache(cache_bytes)
 
@@ -67,20 +72,22 @@ class IncrementalTokenizer:
 
     async def encode(self, text: str) -> bytes:
         """The packed tokens of a text without special ones around it. Raises UnicodeEncodeError for lone surrogates."""
-        parts, found, missing = self._look_up(text)
+        parts, found, missing, groups = self._look_up(text)
         if missing:
             if sum(len(parts[index]) for index in missing) <= INLINE_BYTES_MAX:
                 tokens = self._fresh(parts, missing)
             else:
                 tokens = await asyncio.to_thread(self._fresh_of_many, parts, missing)
             self._keep(parts, found, missing, tokens)
+        self._keep_groups(parts, found, groups)
         return b"".join(found)
 
     def encode_now(self, text: str) -> bytes:
         """The same without giving way to others."""
-        parts, found, missing = self._look_up(text)
+        parts, found, missing, groups = self._look_up(text)
         if missing:
             self._keep(parts, found, missing, self._fresh(parts, missing))
+        self._keep_groups(parts, found, groups)
         return b"".join(found)
 
     def encode_whole(self, text: str) -> bytes:
@@ -89,43 +96,83 @@ class IncrementalTokenizer:
 
     def split(self, text: str) -> list[bytes]:
         """The parts of a text, in UTF-8: each of them but the last one ends in a cut."""
-        data = text.encode()
-        if self._cuts is None:
-            return _lines(data) if self._rules.lines else [data]
-        parts = []
-        start = 0
-        for cut in self._cuts.finditer(data):
-            end = cut.end()
-            if end - start >= PART_BYTES_MIN:
-                parts.append(data[start:end])
-                start = end
-        parts.append(data[start:])
-        if not self._rules.lines:
-            return parts
-        return [line for part in parts for line in (_lines(part) if len(part) > LINE_PART_BYTES_MIN else (part,))]
+        return [part for group in self._groups(text.encode()) for part in self._parts(group)]
 
     def check(self) -> None:
         """The cache is within its bound."""
         self._cache.check()
 
-    def _look_up(self, text: str) -> tuple[list[bytes], list[bytes], list[int]]:
-        """The parts of a text, their tokens, and where these are not known."""
-        parts = self.split(text)
+    def _any_cut(self) -> re.Pattern[bytes] | None:
+        """What a group may end with: the added token, or a line feed before a letter or digit."""
+        token = [re.escape(self._rules.token.encode())] if self._rules.token else []
+        ends = token + ([_LINE_END] if self._rules.lines else [])
+        return re.compile(b"|".join(ends)) if ends else None
+
+    def _groups(self, data: bytes) -> Iterator[bytes]:
+        """A text in long pieces: each of them but the last one ends in a cut."""
+        start = 0
+        while self._group_ends is not None and len(data) - start > GROUP_BYTES_MIN:
+            end = _first_cut(self._group_ends, data, start + GROUP_BYTES_MIN)
+            if end is None:
+                break
+            yield data[start:end]
+            start = end
+        yield data[start:]
+
+    def _parts(self, group: bytes) -> list[bytes]:
+        """The parts of a group."""
+        if self._cuts is None:
+            return _lines(group) if self._rules.lines else [group]
+        parts = []
+        start = 0
+        for cut in self._cuts.finditer(group):
+            end = cut.end()
+            if end - start >= PART_BYTES_MIN:
+                parts.append(group[start:end])
+                start = end
+        parts.append(group[start:])
+        if not self._rules.lines:
+            return parts
+        return [line for part in parts for line in (_lines(part) if len(part) > LINE_PART_BYTES_MIN else (part,))]
+
+    def _look_up(self, text: str) -> tuple[list[bytes], list[bytes], list[int], list[range]]:
+        """The parts of a text, their tokens, where these are not known, and which parts are groups to be remembered.
+        A group that is known is one part.
+        """
+        parts: list[bytes] = []
         found: list[bytes] = []
-        missing = []
-        kind = _WHOLE
-        for index, part in enumerate(parts):
-            packed = self._cache.get(part, kind=kind)
-            if packed is None:
-                missing.append(index)
-            found.append(packed or b"")
-            kind = _REST if self._anchor else _WHOLE
-        return parts, found, missing
+        missing: list[int] = []
+        groups: list[range] = []
+        for group in self._groups(text.encode()):
+            known = self._cache.get(group, kind=self._kind(len(parts)))
+            if known is not None:
+                parts.append(group)
+                found.append(known)
+                continue
+            first = len(parts)
+            for part in self._parts(group):
+                packed = self._cache.get(part, kind=self._kind(len(parts)))
+                if packed is None:
+                    missing.append(len(parts))
+                parts.append(part)
+                found.append(packed or b"")
+            if len(parts) > first + 1 and len(group) > GROUP_BYTES_MIN:
+                groups.append(range(first, len(parts)))
+        return parts, found, missing, groups
+
+    def _kind(self, index: int) -> int:
+        """Under what a part is remembered: the first one and all others differ where there is an anchor."""
+        return _REST if self._anchor and index else _WHOLE
+
+    def _keep_groups(self, parts: list[bytes], found: list[bytes], groups: list[range]) -> None:
+        for group in groups:
+            of = slice(group.start, group.stop)
+            self._cache.put(b"".join(parts[of]), b"".join(found[of]), kind=self._kind(group.start))
 
     def _keep(self, parts: list[bytes], found: list[bytes], missing: list[int], tokens: list[bytes]) -> None:
         for index, packed in zip(missing, tokens, strict=True):
             found[index] = packed
-            self._cache.put(parts[index], packed, kind=_REST if self._anchor and index else _WHOLE)
+            self._cache.put(parts[index], packed, kind=self._kind(index))
 
     def _texts(self, parts: list[bytes], missing: list[int]) -> list[str]:
         """What the tokenizer is given for parts: those that do not begin the text stand behind the anchor."""
@@ -135,11 +182,11 @@ class IncrementalTokenizer:
         return pack_tokens(ids[1:] if self._anchor and index else ids)
 
     def _fresh(self, parts: list[bytes], missing: list[int]) -> list[bytes]:
-        """Tokens of some parts, one after the other."""
-        encode = self._tokenizer.encode
+        """Tokens of some parts, one after the other: a batch of one stays in this thread, and makes no offsets."""
+        encode = self._tokenizer.encode_batch_fast
         texts = self._texts(parts, missing)
         return [
-            self._packed(encode(text, add_special_tokens=False).ids, index)
+            self._packed(encode([text], add_special_tokens=False)[0].ids, index)
             for index, text in zip(missing, texts, strict=True)
         ]
 
@@ -159,14 +206,27 @@ def _around(tokenizer: "Tokenizer", spec: Mapping[str, Any]) -> tuple[bytes, byt
     return (pack_tokens(before), pack_tokens(after)) if [*before, *bare, *after] == full else None
 
 
+def _first_cut(ends: re.Pattern[bytes], data: bytes, seek: int) -> int | None:
+    """The first place after `seek` where a group may end."""
+    for found in ends.finditer(data, seek):
+        if found[0] != b"\n" or _is_after_text(data, found.start()):
+            return found.end()
+    return None
+
+
+def _is_after_text(data: bytes, at: int) -> bool:
+    """Whether the character before a line feed is no whitespace; there must be one."""
+    return not data[max(0, at - 4) : at].decode(errors="ignore")[-1:].isspace()
+
+
 def _lines(part: bytes) -> list[bytes]:
     """A part, cut after line feeds: alike, whatever follows it."""
     parts = []
     start = 0
     seek = LINE_PART_BYTES_MIN
     while (found := _LINE.search(part, seek)) is not None:
-        seek = found.start() + 1
-        if not part[max(0, seek - 5) : seek - 1].decode(errors="ignore")[-1:].isspace():
+        seek = found.end()
+        if _is_after_text(part, seek - 1):
             parts.append(part[start:seek])
             start = seek
             seek += LINE_PART_BYTES_MIN

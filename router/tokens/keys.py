@@ -1,9 +1,11 @@
 """Block keys of prompts that begin alike: the keys of what was seen before are looked up, not computed.
 
-Keys are computed in spans of about a thousand tokens, and the keys of a span follow from its bytes and from the key of
-the block before it. A conversation's next turn therefore looks up all spans but its last ones, wherever its tokens
-came from.
+Keys are computed in spans of about eight thousand tokens, and what does not fill one in spans of about a thousand. The
+keys of a span follow from its bytes and from the key of the block before it. A conversation's next turn therefore looks
+up all spans but its last ones, wherever its tokens came from.
 """
+
+from collections.abc import Sequence
 
 from xxhash import xxh3_128_intdigest
 
@@ -12,7 +14,7 @@ from homing.router.core.types import BlockKey
 
 from .lru import BoundedCache
 
-SPAN_TOKENS = 1024
+SPANS_TOKENS = (8192, 1024)
 KEY_BYTES = 40
 """A 64-bit number as a Python object, and the place in the tuple that points to it."""
 
@@ -36,21 +38,29 @@ class KeyMemo:
 
     def keys(self, packed: bytes, block_tokens: int, *, seed: int = SEED) -> tuple[BlockKey, ...]:
         """The same as `block_keys(packed, block_tokens, seed=seed)`."""
-        span_bytes = max(1, SPAN_TOKENS // block_tokens) * block_tokens * TOKEN_BYTES
+        return tuple(self._chain(packed, block_tokens, seed, None, SPANS_TOKENS))
+
+    def _chain(
+        self, packed: bytes, block_tokens: int, seed: int, parent: BlockKey | None, spans_tokens: tuple[int, ...]
+    ) -> Sequence[BlockKey]:
+        """The keys below `parent`: of whole spans of the first size by the memory, of the rest by the smaller sizes."""
+        if not spans_tokens:
+            return block_keys(packed, block_tokens, seed=seed, parent=parent)
+        span_tokens, *smaller = spans_tokens
+        span_bytes = max(1, span_tokens // block_tokens) * block_tokens * TOKEN_BYTES
         whole_bytes = len(packed) - len(packed) % span_bytes
         keys: list[BlockKey] = []
-        parent: BlockKey | None = None
         for start in range(0, whole_bytes, span_bytes):
             span = packed[start : start + span_bytes]
             name = (seed, block_tokens, parent, xxh3_128_intdigest(span))
             found = self._spans.get(name)
             if found is None:
-                found = block_keys(span, block_tokens, seed=seed, parent=parent)
+                found = tuple(self._chain(span, block_tokens, seed, parent, tuple(smaller)))
                 self._spans.put(name, found, KEY_BYTES * len(found))
             keys.extend(found)
             parent = found[-1]
-        keys.extend(block_keys(packed[whole_bytes:], block_tokens, seed=seed, parent=parent))
-        return tuple(keys)
+        keys.extend(self._chain(packed[whole_bytes:], block_tokens, seed, parent, tuple(smaller)))
+        return keys
 
     def check(self) -> None:
         """Its account is right and within the bound."""

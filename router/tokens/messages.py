@@ -63,12 +63,14 @@ def _plain(content: Any) -> str:
 
 
 def _template_message(message: Any, position: int, content_format: ContentFormat) -> Message:
+    if type(message) is dict and len(message) == 2 and content_format == "string":
+        role, content = message.get("role"), message.get("content")
+        if type(content) is str and role in _PLAIN_ROLES:
+            return {"role": role, "content": content}
     role = message.get("role") if isinstance(message, Mapping) else None
     if not isinstance(role, str):
         raise PromptError(f"messages[{position}].role: must be text, found {role!r}")
     content = message.get("content")
-    if isinstance(content, str) and len(message) == 2 and content_format == "string" and role in _PLAIN_ROLES:
-        return {"role": role, "content": content}
     parts = list(_parts(content, role, f"messages[{position}].content"))
     if content_format == "openai":
         told: Message = {"role": role, "content": parts}

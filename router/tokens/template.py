@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 RENDERED_CHARS_MAX = 16 << 20
 _TAG = "CONTINUE_FINAL_MESSAGE_TAG "
+_OF_LOOPS = frozenset({"depth", "depth0", "first", "index", "index0", "last", "length", "revindex", "revindex0"})
 
 Message = dict[str, Any]
 
@@ -85,7 +86,8 @@ class ChatTemplate:
         chunks = []
         left = self._chars_max
         try:
-            for chunk in self._template.generate(variables):
+            template = self._template
+            for chunk in template.root_render_func(template.new_context(dict(variables))):
                 left -= len(chunk)
                 if left < 0:
                     break
@@ -102,6 +104,7 @@ def _environment(now: Callable[[], datetime]) -> "Environment":
     from jinja2 import TemplateError, nodes  # noqa: PLC0415 - optional
     from jinja2.ext import Extension, loopcontrols  # noqa: PLC0415
     from jinja2.parser import Parser  # noqa: PLC0415
+    from jinja2.runtime import LoopContext  # noqa: PLC0415
     from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: PLC0415
 
     class Generation(Extension):
@@ -117,10 +120,18 @@ def _environment(now: Callable[[], datetime]) -> "Environment":
         def _body(self, caller: Callable[[], str]) -> str:
             return caller()
 
+    class Sandbox(ImmutableSandboxedEnvironment):
+        """Most templates ask a loop about itself with every message: what it tells is safe without a look at it."""
+
+        def getattr(self, obj: Any, attribute: str) -> Any:
+            if type(obj) is LoopContext and attribute in _OF_LOOPS:
+                return getattr(obj, attribute)
+            return super().getattr(obj, attribute)
+
     def raise_exception(message: str) -> None:
         raise TemplateError(message)
 
-    environment = ImmutableSandboxedEnvironment(
+    environment = Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
     environment.filters["tojson"] = _to_json

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from contextlib import AsyncExitStack
 
 import aiohttp
 import openai
@@ -75,6 +76,24 @@ def test_openai_s_client_lists_models():
                 await client.models.retrieve("other")
             whole = await client.chat.completions.create(model="org/tuned", messages=MESSAGES)
             assert whole.model == "org/tuned"
+
+    run(scenario())
+
+
+def test_an_adapter_is_asked_for_where_it_is():
+    async def scenario():
+        async with (
+            engines(1, loras=("tuned",)) as (having,),
+            engines(1) as (bare,),
+            opened(bare.url, having.url) as system,
+        ):
+            ended = await asyncio.gather(*(system.chat(f"{number}", model="tuned") for number in range(8)))
+            assert {(status, headers["x-homing-worker"]) for status, _, headers in ended} == {(200, "e1")}
+            ended = await asyncio.gather(*(system.chat(f"{number}") for number in range(8)))
+            assert {headers["x-homing-worker"] for _, _, headers in ended} == {"e0", "e1"}
+            await having.close()
+            await system.joined(1)
+            assert (await system.chat("x", model="tuned"))[0] == 503
 
     run(scenario())
 
@@ -374,7 +393,7 @@ class Sick:
         return self
 
     async def answer(self, asked):
-        if asked.path.startswith("/v1/chat"):
+        if asked.path.startswith("/v1/chat") and self.status:
             self.asked += 1
             told = {"error": {"message": "I am sick", "type": "x", "param": None, "code": self.status}}
             return web.json_response(told, status=self.status)
@@ -400,6 +419,88 @@ def test_an_engine_that_says_no_is_another_one_s_chance(status):
                 told = await system.chat("only it")
                 assert told[0] == status
                 assert told[1]["error"]["message"] == "I am sick"
+
+    run(scenario())
+
+
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
+EVENTS = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"x"}}]}\n\n'
+BEGUN = EVENTS + b"%x\r\n%b\r\n" % (len(EVENT), EVENT)
+
+
+class Broken(Sick):
+    """Answers chats with these bytes, and then closes, or stands still."""
+
+    def __init__(self, engine, answer, stands):
+        super().__init__(engine, 0)
+        self.bytes = answer
+        self.stands = stands
+
+    async def answer(self, asked):
+        if asked.path != "/v1/chat/completions":
+            return await super().answer(asked)
+        self.asked += 1
+        asked.transport.write(self.bytes)
+        await asyncio.sleep(0.01)
+        while self.stands and not asked.transport.is_closing():
+            await asyncio.sleep(0.02)
+        asked.transport.abort()
+        return web.Response()
+
+
+@pytest.mark.parametrize(
+    ("answer", "stands"),
+    [
+        (b"", False),
+        (b"SSH-2.0-OpenSSH\r\n", False),
+        (HEAD + b"content-length: 100\r\n\r\n{", False),
+        (HEAD + b"x: " + b"a" * 100_000 + b"\r\n\r\n", False),
+        (HEAD + b"transfer-encoding: chunked\r\n\r\n5\r\nabcdeX", False),
+        (EVENTS, False),
+        (BEGUN[:-20], False),
+        (b"", True),
+        (HEAD, True),
+        (HEAD + b"content-length: 100\r\n\r\n{", True),
+        (EVENTS, True),
+    ],
+    ids=range(11),
+)
+def test_an_engine_that_answers_wrongly_is_another_one_s_chance(answer, stands):
+    async def scenario():
+        async with AsyncExitStack() as stack:
+            well, ill = await stack.enter_async_context(engines(2))
+            broken = await stack.enter_async_context(Broken(ill, answer, stands))
+            system = await stack.enter_async_context(opened(broken.url, well.url, router="first_token_timeout_s: 0.4"))
+            asking = [system.chat(f"{number} is the number", stream=bool(number % 2)) for number in range(8)]
+            for status, told, headers in await asyncio.gather(*asking):
+                assert (status, headers["x-homing-worker"]) == (200, "e1"), told
+            assert broken.asked
+            assert len(system.scheduler.fleet) == 2, "a bad answer is no reason to let an engine go that lives"
+
+    run(scenario())
+
+
+async def _all_into(stream, had):
+    async for part in stream:
+        had.append(part.choices[0].delta.content)
+
+
+@pytest.mark.parametrize("stands", [False, True])
+def test_a_stream_that_breaks_after_its_beginning_ends_with_an_error(stands):
+    async def scenario():
+        async with AsyncExitStack() as stack:
+            (ill,) = await stack.enter_async_context(engines(1))
+            broken = await stack.enter_async_context(Broken(ill, BEGUN, stands))
+            system = await stack.enter_async_context(opened(broken.url, router="first_token_timeout_s: 0.4"))
+            client = await stack.enter_async_context(client_of(system))
+            stream = await client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True)
+            had = []
+            with pytest.raises(openai.APIError) as caught:
+                await _all_into(stream, had)
+            assert had == ["x"]
+            assert caught.value.code == "stream_broken"
+            assert broken.asked == 1
 
     run(scenario())
 
@@ -456,5 +557,52 @@ def test_a_client_that_does_not_read_holds_its_engine_back():
             )
             writer.transport.abort()
             await eventually(lambda: running(engine) == 0, "the engine has stopped", 3)
+
+    run(scenario())
+
+
+# -- what is not so yet ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.xfail(reason="the core may choose the worker that just said no, and then it is asked at once")
+def test_an_only_engine_that_is_too_busy_is_not_asked_again_and_again():
+    async def scenario():
+        async with engines(1) as (ill,), Sick(ill, 429) as sick, opened(sick.url) as system:
+            before = sick.asked
+            assert (await system.chat("x", max_tokens=3))[0] == 429
+            assert sick.asked - before <= 2  # one may have been to be told the prompt's tokens
+
+    run(scenario())
+
+
+@pytest.mark.xfail(reason="a stream whose request_timeout_s is over is torn off", raises=aiohttp.ClientPayloadError)
+def test_a_stream_whose_time_is_over_ends_with_an_error():
+    async def scenario():
+        async with fronted(1, router="request_timeout_s: 0.3", times=SLOW) as system:
+            status, told, _ = await system.chat("x", stream=True, ignore_eos=True, max_tokens=5000)
+            assert status == 200
+            assert '"error"' in told.rstrip().rpartition("\n")[2]
+
+    run(scenario())
+
+
+@pytest.mark.xfail(reason="Cancel is heard only by an attempt whose answer has begun")
+def test_a_request_that_the_core_gave_up_ends():
+    async def scenario():
+        async with fronted(1, router="lease_s: 0.3", times=SLOW) as system:
+            status, _, _ = await system.chat("x", ignore_eos=True, max_tokens=150)
+            assert status == 504
+
+    run(scenario())
+
+
+@pytest.mark.xfail(
+    reason="a model is unknown until an engine that serves it was seen, also while engines are looked for"
+)
+def test_before_any_engine_was_found_each_request_is_told_to_come_again():
+    async def scenario():
+        async with opened("http://127.0.0.1:9", count=0) as system:
+            status, told, _ = await system.chat("x")
+            assert status == 503, told
 
     run(scenario())

@@ -22,10 +22,11 @@ SURE = {"temperature": 0, "max_tokens": 24}
 
 
 @asynccontextmanager
-async def native(*names):
-    """A router whose door is open, its workers, and OpenAI's client."""
-    config = parse_config(CONFIG)
-    system = Cluster(CONFIG)
+async def native(*names, router=""):
+    """A router whose door is open, its workers, and OpenAI's client; `router` adds to its section."""
+    text = CONFIG.replace("}", f"{', ' + router if router else ''}}}", 1)
+    config = parse_config(text)
+    system = Cluster(text)
     system.router = RouterProcess(config, Codecs(config))
     await system.open()
     opened = []
@@ -120,6 +121,20 @@ def test_a_client_that_leaves_frees_its_worker():
             await stream.close()
             await eventually(lambda: not system.scheduler.in_flight, "nothing is booked")
             await asyncio.sleep(0)
+            await system.assert_idle()
+
+    run(scenario())
+
+
+def test_a_request_has_its_time():
+    async def scenario():
+        async with native("a", router="request_timeout_s: 0.5") as (system, client):
+            system.nodes["a"].model.pass_s = 0.05
+            with pytest.raises(openai.APIStatusError, match=r"0\.5 s") as caught:
+                await client.completions.create(
+                    model="tiny", prompt="x", max_tokens=1000, extra_body={"ignore_eos": True}
+                )
+            assert caught.value.status_code == 504
             await system.assert_idle()
 
     run(scenario())

@@ -97,7 +97,7 @@ def assert_idle(made):
     assert not made.in_flight
     assert len(made.admission) == 0
     assert not made._attempts
-    assert not made._out
+    assert not made.in_flight._of_worker
     for state in made.fleet:
         assert made.fleet.ledger.queue_s(state.worker.id, made._now) == 0
         assert made.fleet.ledger.blocks(state.worker.id) == 0

@@ -173,22 +173,25 @@ async def test_only_an_engine_that_may_get_the_same_bytes_stands_in(world):
     world.add("a", headers={"authorization": "Bearer a"})
     world.add("same", headers={"authorization": "Bearer a"})
     world.add("far", headers={"authorization": "Bearer a"}, known={"site": THERE})
-    world.add("no key")
-    world.add("ranked", headers={"authorization": "Bearer a"}, patch=Patch(headers={"x-rank": "1"}))
+    world.add("no key", known={"requests_max": 1})
+    ranked = Patch(headers={"x-rank": "1"})
+    world.add("ranked", headers={"authorization": "Bearer a"}, patch=ranked, known={"requests_max": 1})
     world.add("prefill", headers={"authorization": "Bearer a"}, known={"role": Role.PREFILL})
     world.add("leaving", headers={"authorization": "Bearer a"})
     world.driver.feed(WorkerDraining(worker_id=WorkerId("leaving")))
     addresses = {each.url.removeprefix("http://"): str(each.worker) for each in world.endpoints}
-    pick = await world.pick(subset=frozenset(at for at, name in addresses.items() if name == "a"))
-    assert [addresses[each] for each in pick.endpoints] == ["a"], "no other is allowed"
-    world.picker.ended(pick, cancelled=False)
-    allowed = frozenset(at for at, name in addresses.items() if name not in {"no key", "ranked"})
-    pick = await world.pick(subset=allowed)
+    held = []
+    for address, name in addresses.items():
+        if name in {"no key", "ranked"}:
+            held.append(await world.pick(request_id=name, subset=frozenset({address})))
+            assert held[-1].endpoints == (address,), "no other is allowed"
+    pick = await world.pick()
     assert pick.headers["authorization"] == "Bearer a"
     others = [addresses[each] for each in pick.endpoints[1:]]
     assert sorted([world.of(pick), *others]) == ["a", "far", "same"]
-    assert world.of(pick) == "far" or others[-1] == "far"
-    world.picker.ended(pick, cancelled=False)
+    assert others[-1] == "far"
+    for each in (*held, pick):
+        world.picker.ended(each, cancelled=False)
 
 
 @on_a_loop
@@ -295,6 +298,19 @@ async def test_an_engine_that_left_is_not_picked_although_the_fleet_has_it_still
 
 
 @on_a_loop
+async def test_an_engine_that_leaves_while_its_address_is_looked_up_is_not_picked(world):
+    world.add("a", "http://localhost:8000")
+    world.add("b", known={"site": THERE})
+    picking = asyncio.create_task(world.pick())
+    await asyncio.sleep(0)
+    assert world.running("a") == 1
+    world.lose("a")
+    pick = await picking
+    assert (world.of(pick), pick.endpoints) == ("b", ("10.0.0.2:8000",))
+    world.picker.ended(pick, cancelled=False)
+
+
+@on_a_loop
 async def test_an_engine_that_leaves_while_it_is_picked_gives_its_booking_back(world):
     world.add("a")
     world.add("b")
@@ -337,6 +353,8 @@ def test_who_leaves_at_any_moment_of_a_pick_leaves_nothing(hosts):
         for number, host in enumerate(hosts):
             facts = {"role": Role.DECODE, **roles}
             world.add(f"d{number}", f"http://{host}:80{number}", actuator=way, known=facts)
+        both = {"site": THERE, **roles}
+        world.add("b", f"http://{hosts[0]}:8009", actuator=way, known=both)
         picking = asyncio.create_task(world.pick("x" * 3000))
         for _ in range(steps):
             await asyncio.sleep(0)
@@ -348,8 +366,7 @@ def test_who_leaves_at_any_moment_of_a_pick_leaves_nothing(hosts):
             world.picker.ended(picking.result(), cancelled=True)
         world.assert_idle()
         world.driver.stop()
-        await way.close()
-        assert not way._running
+        await until(lambda: not way._running)
         return was_picked
 
     async def scenario():
@@ -405,6 +422,20 @@ def test_the_end_of_a_prefill_beside_is_told_and_its_failure_looked_into(answer,
             assert world.troubles == troubles
             assert (world.running("d"), len(world.scheduler.in_flight)) == (1, 1)
             world.picker.served(pick, pick.endpoints[0], 200)
+            world.picker.ended(pick, cancelled=False)
+
+    asyncio.run(scenario())
+
+
+def test_only_who_has_the_same_connector_stands_in_where_kv_moves():
+    async def scenario():
+        async with handing_over({"id": "x"}) as (world, _):
+            way = world.endpoints.get(WorkerId("d")).actuator
+            world.add("plain", known={"site": THERE})
+            world.add("alike", actuator=way, known={"site": THERE, "transport": "sglang", "plans": WAYS})
+            alike = world.endpoints.get(WorkerId("alike")).url.removeprefix("http://")
+            pick = await world.pick("x" * 3000)
+            assert (pick.headers["x-homing-plan"], pick.endpoints[1:]) == ("remote", (alike,))
             world.picker.ended(pick, cancelled=False)
 
     asyncio.run(scenario())

@@ -308,7 +308,7 @@ async def test_a_second_answer_in_one_breath_goes_to_nobody(more):
 @on_a_loop
 async def test_what_is_no_answer_is_told(parts, why):
     async with scripted(says_and_closes(*parts)) as engine:
-        up = upstream(engine)
+        up = upstream(engine, Timeouts())
         with pytest.raises(UpstreamError, match=why):
             await ask(up)
         assert not up._idle
