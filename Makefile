@@ -54,7 +54,7 @@ loadtest: install  ## Locust against a router and three echo engines.
 
 test-engines: install-demo  ## Real vLLM engines behind a router: about half an hour and 4 GB of packages.
 	$(RUN) tests/engines/environment.py
-	$(RUN) -m pytest -q tests/engines
+	HOMING_ENGINES_VENV=$(VENV)-engines $(RUN) -m pytest -q tests/engines
 
 bench-door: install  ## The door beside other routers; needs nginx and wrk, and the peers on the PATH.
 	$(RUN) benchmarks/bench_door.py

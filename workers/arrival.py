@@ -24,7 +24,7 @@ class ArrivalSink:
         self._arrivals = Arrivals(blocks=len(positions), layers=memory.layers)
         self._begun: set[int] = set()
         self._whole: set[int] = set()
-        self._scratch: bytearray | None = None
+        self._scratch = bytearray()
 
     def wanted(self, piece: Piece) -> bool:
         """Claim the piece's blocks; no (and the transfer ends) when the computation has reached them."""
@@ -38,15 +38,28 @@ class ArrivalSink:
         return True
 
     def buffers(self, piece: Piece) -> Seq[memoryview]:
-        """The blocks' own memory; for blocks that are here already, a place to throw bytes away."""
-        return [self._buffer(position, piece) for position in self._positions(piece)]
+        """The blocks' own memory; for blocks that are here already, places to throw bytes away.
+
+        Each has a place of its own: all are filled before any is checked.
+        """
+        positions = self._positions(piece)
+        length = piece.layer_count * self._memory.layer_block_bytes
+        if not all(map(self._is_expected, positions)) and len(self._scratch) < length * len(positions):
+            self._scratch = bytearray(length * len(positions))
+        scratch = memoryview(self._scratch)
+        return [
+            self._memory.view(self._sequence.blocks[position], piece.layer_first, piece.layer_count)
+            if self._is_expected(position)
+            else scratch[place * length : (place + 1) * length]
+            for place, position in enumerate(positions)
+        ]
 
     def arrived(self, piece: Piece) -> None:
         """Blocks of which this was the last layer are there."""
         self._arrivals.add(piece)
         for position in self._positions(piece):
             index = position - self._first
-            if position in self._begun and position not in self._whole and self._is_whole(index):
+            if self._is_expected(position) and self._is_whole(index):
                 self._whole.add(position)
                 self._sequence.arrived(position)
                 self._on_arrival(position)
@@ -64,10 +77,5 @@ class ArrivalSink:
     def _positions(self, piece: Piece) -> range:
         return range(self._first + piece.block_first, self._first + piece.block_end)
 
-    def _buffer(self, position: int, piece: Piece) -> memoryview:
-        if position in self._begun and position not in self._whole:
-            return self._memory.view(self._sequence.blocks[position], piece.layer_first, piece.layer_count)
-        length = piece.layer_count * self._memory.layer_block_bytes
-        if self._scratch is None or len(self._scratch) < length:
-            self._scratch = bytearray(length)
-        return memoryview(self._scratch)[:length]
+    def _is_expected(self, position: int) -> bool:
+        return position in self._begun and position not in self._whole
