@@ -4,31 +4,25 @@ The decode worker is told where the blocks are (`kv_transfer_params.homing.sourc
 A prefill worker runs beside it and publishes each block as it is computed; it keeps them for `lease_s`.
 """
 
+import asyncio
+import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from homing.router.core.policies.options import NotNegative, Positive
 from homing.router.core.types import MoveKind, PlanKind
+from homing.router.engines.types import EngineError
 
-from .types import Order, Peer, Post, Prepared
+from .types import Order, Peer, Post, Prepared, TransferReport
 from .vllm import PARAMS, decode_patch, prefill_request
 from .way import ConcurrentWay, address
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TransferReport:
-    """How one transfer went, as the worker that received it measured.
-
-    `seconds` is from asking to the end; `flowing_s` is how long bytes were really flowing, which alone says how fast
-    the link is: a source that computes what it sends makes its receiver wait.
-    """
-
-    address: str
-    bytes: int
-    seconds: float
-    complete: bool
-    flowing_s: float | None = None
+ASK_MAGIC = b"HOMINGAS"
+REPORT_S = 2.0
+REPORT_BYTES_MAX = 1 << 20
+_LENGTH = struct.Struct("<I")
 
 
 class HomingKv(ConcurrentWay):
@@ -49,12 +43,42 @@ class HomingKv(ConcurrentWay):
         self._lease_s = lease_s
 
     async def _move(self, order: Order, post: Post) -> Prepared:
-        patch = decode_patch(order, {"homing": {"sources": _sources(order, order.decode)}})
+        own = {"sources": _sources(order, order.decode), "ticket": order.request_id}
+        patch = decode_patch(order, {"homing": own})
         if order.plan.kind is not PlanKind.REMOTE:
             return Prepared(patch=patch)
         given = {"sources": _sources(order, order.prefill), "publish": {"lease_s": self._lease_s}}
         body, headers = prefill_request(order, {"homing": given})
         return await self._beside(order, post, body, headers, patch)
+
+    async def transfers(self, decode: Peer, request_id: str, seen_from: str) -> list[TransferReport]:
+        """Ask the decode worker's block server, since vLLM leaves connectors' words out of streams."""
+        place = address(decode, "address", seen_from)
+        try:
+            async with asyncio.timeout(REPORT_S):
+                told = await _report_on(place, request_id)
+        except (OSError, TimeoutError, ValueError, msgspec.DecodeError) as error:
+            raise EngineError(f"{decode.worker}: {place} did not tell of its transfers: {error!r}") from error
+        return report_of({PARAMS: {"homing": told}})
+
+
+async def _report_on(place: str, request_id: str) -> Mapping[str, Any]:
+    """One question and one answer of `workers/vllm/asking.py`."""
+    host, _, port = place.rpartition(":")
+    reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    try:
+        question = msgspec.msgpack.encode({"type": "AskReport", "ticket": request_id})
+        writer.write(ASK_MAGIC + _LENGTH.pack(len(question)) + question)
+        (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+        if length > REPORT_BYTES_MAX:
+            raise ValueError(f"an answer of {length} bytes; at most {REPORT_BYTES_MAX} are read")
+        answer = msgspec.msgpack.decode(await reader.readexactly(length))
+    except asyncio.IncompleteReadError as error:
+        raise ValueError("it closed the connection before its answer was whole") from error
+    finally:
+        writer.close()
+    told = answer.get("report") if isinstance(answer, Mapping) else None
+    return told if isinstance(told, Mapping) else {}
 
 
 def _sources(order: Order, target: Peer) -> list[dict[str, Any]]:

@@ -72,6 +72,21 @@ class Prepared:
     failed: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferReport:
+    """How one transfer went, as the worker that received it measured.
+
+    `seconds` is from asking to the end; `flowing_s` is how long bytes were really flowing, which alone says how fast
+    the link is: a source that computes what it sends makes its receiver wait.
+    """
+
+    address: str
+    bytes: int
+    seconds: float
+    complete: bool
+    flowing_s: float | None = None
+
+
 class Post(Protocol):
     """Exchanges JSON with a peer; whatever fails, or takes too long, raises EngineError.
 
@@ -107,6 +122,13 @@ class Actuator(Protocol):
 
     async def prepare(self, order: Order, post: Post) -> Prepared:
         """Everything that has to happen before the decode worker is asked."""
+        ...
+
+    async def transfers(self, decode: Peer, request_id: str, seen_from: str) -> "list[TransferReport]":
+        """How the transfers of a request went that the decode worker received; none where it does not tell.
+
+        Asked when the answer did not tell, as streams do not. `seen_from` is the router's site. Raises EngineError.
+        """
         ...
 
     def ended(self, request_id: str) -> None:

@@ -14,7 +14,7 @@ from homing.router.core.policies.options import NotNegative, Positive
 from homing.router.core.types import Move, PlanKind, Role
 from homing.router.engines.types import EngineError, Patch
 
-from .types import Order, Peer, Post, Prepared
+from .types import Order, Peer, Post, Prepared, TransferReport
 
 PASSED_HEADERS = frozenset({"authorization", "baggage", "traceparent", "tracestate"})
 """What of the client's headers goes on to the prefill worker too."""
@@ -41,6 +41,10 @@ class Way(ABC):
             return await self._local(order) if order.plan.kind is PlanKind.LOCAL else await self._move(order, post)
         except EngineError as error:
             return Prepared(failed=str(error))
+
+    async def transfers(self, decode: Peer, request_id: str, seen_from: str) -> list[TransferReport]:
+        """How a request's transfers went; most ways do not tell."""
+        return []
 
     def ended(self, request_id: str) -> None:  # noqa: B027 - most ways hold nothing for a request
         """The request is over: what is held for it can be given back."""

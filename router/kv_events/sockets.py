@@ -99,8 +99,9 @@ class Subscriber:
             self.close()
 
     def close(self) -> None:
-        """Let go of the socket; may be called again."""
-        self._socket.disable_monitor()
+        """Let go of the socket; may be called again, and after its context is gone."""
+        if not self._socket.closed:
+            self._socket.disable_monitor()
         self._monitor.close(0)
         self._socket.close(0)
 

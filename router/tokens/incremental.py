@@ -26,7 +26,7 @@ PART_BYTES_MIN = 128
 LINE_PART_BYTES_MIN = 1024
 """Text without added tokens is cut at the first fitting line feed after so much of it."""
 GROUP_BYTES_MIN = 16_384
-"""A group ends at the first cut after so much text: a dozen of them, not some two hundred parts, are a prompt of 200 kB."""
+"""A group ends at the first cut after so much text: a dozen of them are a prompt of 200 kB, where parts are 200."""
 INLINE_BYTES_MAX = 8192
 """More than this is encoded in a thread: a millisecond or two, in which other requests would wait."""
 CACHE_BYTES = 64 << 20
@@ -117,7 +117,8 @@ class IncrementalTokenizer:
                 break
             yield data[start:end]
             start = end
-        yield data[start:]
+        if start < len(data) or not start:
+            yield data[start:]
 
     def _parts(self, group: bytes) -> list[bytes]:
         """The parts of a group."""
@@ -130,7 +131,8 @@ class IncrementalTokenizer:
             if end - start >= PART_BYTES_MIN:
                 parts.append(group[start:end])
                 start = end
-        parts.append(group[start:])
+        if start < len(group) or not start:
+            parts.append(group[start:])
         if not self._rules.lines:
             return parts
         return [line for part in parts for line in (_lines(part) if len(part) > LINE_PART_BYTES_MIN else (part,))]

@@ -131,9 +131,7 @@ def _environment(now: Callable[[], datetime]) -> "Environment":
     def raise_exception(message: str) -> None:
         raise TemplateError(message)
 
-    environment = Sandbox(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
+    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: now().strftime(form)

@@ -246,7 +246,7 @@ class Forwarding:
         if rest:
             responder.write(rest)
         responder.finish()
-        self._finished(decision, endpoint, reader.usage, reader.events)
+        await self._settle(decision, endpoint, reader.usage, reader.events)
 
     def _break_stream(self, reason: str, events: int) -> None:
         """The client has a part of its answer: the rest cannot come from elsewhere word for word."""
@@ -298,7 +298,8 @@ class Forwarding:
             return
         responder.send(head.status, body, headers)
         if head.status == 200:
-            self._finished(decision, endpoint, usage_in(body), 0)
+            usage = usage_in(body)
+            await self._settle(decision, endpoint, usage, 0)
         else:
             self._end(Outcome.FINISHED, 0)
 
@@ -336,12 +337,25 @@ class Forwarding:
         if usage is not None:
             output_tokens = usage.completion_tokens or events
             self._learn_hits(decision, endpoint, usage)
-            for event in transfers_told(self._request.id, decision.plan, self._endpoints.peers(), usage):
-                self._driver.feed(event)
         if self._first_s and output_tokens > 1:
             seconds = self._driver.now() - self._first_s
             self._driver.feed(DecodeMeasured(worker_id=endpoint.worker, tokens=output_tokens - 1, seconds=seconds))
         self._end(Outcome.FINISHED, output_tokens)
+
+    async def _settle(self, decision: Decision, endpoint: Endpoint, usage: Usage | None, events: int) -> None:
+        """The client has its answer, and may leave; the core is to hear of all that was measured all the same."""
+        try:
+            await self._learn_transfers(decision, endpoint, usage)
+        finally:
+            self._finished(decision, endpoint, usage, events)
+
+    async def _learn_transfers(self, decision: Decision, endpoint: Endpoint, usage: Usage | None) -> None:
+        if endpoint.actuator is None or not decision.plan.moves:
+            return
+        home = self._driver.scheduler.world.site
+        peers = self._endpoints.peers()
+        for event in await transfers_told(endpoint.actuator, self._call, decision, peers, usage, home):
+            self._driver.feed(event)
 
     def _learn_hits(self, decision: Decision, endpoint: Endpoint, usage: Usage) -> None:
         if usage.cached_tokens is None or decision.plan.kind is not PlanKind.LOCAL:

@@ -4,11 +4,11 @@ import logging
 from collections.abc import Mapping
 
 from homing.router.actuators.homing import report_of
-from homing.router.actuators.types import Actuator, Order, Peer, Post, Prepared
+from homing.router.actuators.types import Actuator, Order, Peer, Post, Prepared, TransferReport
 from homing.router.actuators.way import address
 from homing.router.core.blocks import unpack_tokens
 from homing.router.core.events import TransferFinished
-from homing.router.core.types import Decision, ModelProfile, Plan, RequestId, WorkerId
+from homing.router.core.types import Decision, ModelProfile, WorkerId
 from homing.router.engines.types import EngineError
 from homing.router.engines.usage import Usage
 from homing.router.tokens.types import PromptTokens
@@ -19,13 +19,29 @@ from .calls import Call
 log = logging.getLogger(__name__)
 
 
-def transfers_told(
-    request: RequestId, plan: Plan, peers: Mapping[WorkerId, Peer], usage: Usage
+async def transfers_told(
+    actuator: Actuator, call: Call, decision: Decision, peers: Mapping[WorkerId, Peer], usage: Usage | None, home: str
 ) -> list[TransferFinished]:
-    """How a plan's transfers went, as the worker that received them tells in its answer, for the core to learn from."""
-    if usage.handle is None or plan.decode not in peers:
+    """How a plan's transfers went, as the worker that received them tells, in its answer or when it is asked."""
+    plan = decision.plan
+    target = peers.get(plan.decode)
+    if target is None:
         return []
-    target = peers[plan.decode]
+    if usage is not None and usage.handle is not None:
+        reports = report_of({"kv_transfer_params": usage.handle})
+    else:
+        try:
+            reports = await actuator.transfers(target, call.id, home)
+        except EngineError as error:
+            log.info("request %s: %s", call.id, error)
+            return []
+    return _finished(decision, peers, target, reports)
+
+
+def _finished(
+    decision: Decision, peers: Mapping[WorkerId, Peer], target: Peer, reports: list[TransferReport]
+) -> list[TransferFinished]:
+    plan = decision.plan
     sources = {}
     for move in plan.moves:
         if move.target == plan.decode and move.source in peers:
@@ -35,14 +51,14 @@ def transfers_told(
                 continue
     return [
         TransferFinished(
-            request_id=request,
+            request_id=decision.request.id,
             source=sources[report.address],
             target=plan.decode,
             bytes=report.bytes,
             seconds=report.flowing_s or None,
             complete=report.complete,
         )
-        for report in report_of({"kv_transfer_params": usage.handle})
+        for report in reports
         if report.address in sources
     ]
 

@@ -5,7 +5,10 @@ from random import Random
 
 import pytest
 
+from homing.router.actuators.homing import HomingKv
 from homing.router.actuators.registry import make_actuator
+from homing.router.engines.types import EngineError
+from homing.workers.vllm.asking import MAGIC, Answer, decode_ask, decode_length, encode_answer
 
 from .engines import CHAT_BODY, TEXT, TEXT_BODY, fetch, local, move, order, peer, plan, remote, wires
 
@@ -48,7 +51,8 @@ def test_homing_names_every_source_from_the_front_on():
                     "sources": [
                         {"address": "s:1", "block_first": 0, "block_end": 2, "kind": "fetch"},
                         {"address": "t:1", "block_first": 2, "block_end": 5, "kind": "fetch"},
-                    ]
+                    ],
+                    "ticket": "r-1",
                 }
             }
 
@@ -241,5 +245,31 @@ def test_llama_cpp_leaves_the_choice_to_the_server_when_it_must():
             assert not (await way.prepare(own, post)).patch, "the client has chosen"
             again = order(where, one, tokens=range(9), request_id="d")
             assert (await way.prepare(again, post)).patch and (await way.prepare(again, post)).patch, "sent twice"
+
+    asyncio.run(go())
+
+
+def test_a_stream_does_not_tell_of_its_transfers_so_the_block_server_is_asked():
+    """With the connector's own server on the other side (`workers/vllm`)."""
+    report = {"loaded_blocks": 2, "transfers": [{"address": "s:1", "bytes": 64, "seconds": 0.5, "complete": True}]}
+
+    async def serve(reader, writer):
+        assert await reader.readexactly(len(MAGIC)) == MAGIC
+        ask = decode_ask(await reader.readexactly(decode_length(await reader.readexactly(4))))
+        writer.write(encode_answer(Answer(report=report if ask.ticket == "r-1" else None)))
+        await writer.drain()
+        writer.close()
+
+    async def go():
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        way = HomingKv()
+        decode = peer("d", address=f"127.0.0.1:{port}")
+        (told,) = await way.transfers(decode, "r-1", "home")
+        assert (told.address, told.bytes, told.seconds, told.complete) == ("s:1", 64, 0.5, True)
+        assert await way.transfers(decode, "another", "home") == []
+        server.close()
+        with pytest.raises(EngineError, match="did not tell of its transfers"):
+            await way.transfers(decode, "r-1", "home")
 
     asyncio.run(go())

@@ -293,7 +293,7 @@ def test_homing_publishes_at_the_source_and_waits_at_the_target():
             assert p.calls[0].json == CHAT_PREFILL | {
                 "kv_transfer_params": {"homing": {"sources": [fetched], "publish": {"lease_s": 5}}}
             }
-            assert prepared.patch.body == {"kv_transfer_params": {"homing": {"sources": [shipped]}}}
+            assert prepared.patch.body == {"kv_transfer_params": {"homing": {"sources": [shipped], "ticket": "r-1"}}}
             await way.close()
 
     asyncio.run(go())
