@@ -98,6 +98,7 @@ class Front:
                 native=native,
                 reader_of=self.readers,
                 not_ready=not_ready,
+                is_looking=lambda: any(backend.facts is None for backend in self.backends),
                 request_timeout_s=section.request_timeout_s,
             )
         )

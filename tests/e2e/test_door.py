@@ -564,7 +564,6 @@ def test_a_client_that_does_not_read_holds_its_engine_back():
 # -- what is not so yet ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(reason="the core may choose the worker that just said no, and then it is asked at once")
 def test_an_only_engine_that_is_too_busy_is_not_asked_again_and_again():
     async def scenario():
         async with engines(1) as (ill,), Sick(ill, 429) as sick, opened(sick.url) as system:
@@ -575,7 +574,6 @@ def test_an_only_engine_that_is_too_busy_is_not_asked_again_and_again():
     run(scenario())
 
 
-@pytest.mark.xfail(reason="a stream whose request_timeout_s is over is torn off", raises=aiohttp.ClientPayloadError)
 def test_a_stream_whose_time_is_over_ends_with_an_error():
     async def scenario():
         async with fronted(1, router="request_timeout_s: 0.3", times=SLOW) as system:
@@ -586,7 +584,6 @@ def test_a_stream_whose_time_is_over_ends_with_an_error():
     run(scenario())
 
 
-@pytest.mark.xfail(reason="Cancel is heard only by an attempt whose answer has begun")
 def test_a_request_that_the_core_gave_up_ends():
     async def scenario():
         async with fronted(1, router="lease_s: 0.3", times=SLOW) as system:
@@ -596,9 +593,6 @@ def test_a_request_that_the_core_gave_up_ends():
     run(scenario())
 
 
-@pytest.mark.xfail(
-    reason="a model is unknown until an engine that serves it was seen, also while engines are looked for"
-)
 def test_before_any_engine_was_found_each_request_is_told_to_come_again():
     async def scenario():
         async with opened("http://127.0.0.1:9", count=0) as system:

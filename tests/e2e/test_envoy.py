@@ -301,7 +301,7 @@ def test_an_engine_that_is_killed_fails_no_request_that_had_no_token():
     async def scenario():
         async with AsyncExitStack() as stack:
             engines = await stack.enter_async_context(watched(2, times=SLOW))
-            doomed, kill = await stack.enter_async_context(echo_process("--decode-s=0.01"))
+            doomed, kill = await stack.enter_async_context(echo_process("--decode-s=0.1"))
             site = await stack.enter_async_context(fronted(doomed, *urls_of(engines)))
             dice = Random(2)
             texts = [dice.randbytes(60).hex() for _ in range(90)]
@@ -310,8 +310,9 @@ def test_an_engine_that_is_killed_fails_no_request_that_had_no_token():
                 for number, text in enumerate(texts)
             ]
             streamed = [asyncio.create_task(site.stream(chat(text, stream=True, max_tokens=40))) for text in texts]
-            doomed_state = site.process.scheduler.fleet.get("e0")
-            await eventually(lambda: doomed_state.account.running >= 25, "it has much to do")
+            flights = site.process.scheduler.in_flight
+            there = lambda: [name for name, flight in flights.items() if flight.decision.plan.decode == "e0"]  # noqa: E731
+            await eventually(lambda: sum(name.startswith("w") for name in there()) >= 10, "it has much to do", 15)
             kill()
             whole = await asyncio.gather(*asked)
             parts = await asyncio.gather(*streamed)

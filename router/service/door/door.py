@@ -19,6 +19,7 @@ from .forward import Carrier, Forwarding
 from .http import HttpRequest, Responder
 from .native import NativeAnswers
 from .openapi import OPENAPI
+from .usage import error_event
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ class DoorParts:
     native: NativeAnswers
     reader_of: Callable[[str], PromptReader]
     not_ready: Callable[[], str]
+    is_looking: Callable[[], bool]
+    """Whether there are engines of which nothing is known yet."""
     request_timeout_s: float
 
 
@@ -75,6 +78,9 @@ class Door:
     def _tell(self, error: DoorError, responder: Responder, request_id: str) -> None:
         if not responder.started:
             error.tell(responder, {"x-request-id": request_id})
+        elif responder.sends_events and not responder.finished:
+            responder.write(error_event(error.body))
+            responder.finish()
         elif not responder.finished:
             responder.break_off()
 
@@ -118,6 +124,9 @@ class Door:
             raise DoorError(503, detail, "server_error", "no_worker", retry_after_s=1.0)
         alias = alias or Alias(ModelName(name))
         profile = self._driver.scheduler.models.get(alias.model)
+        if profile is None and self._parts.is_looking():
+            detail = f"no engine is known to serve {name} yet; engines are still looked for"
+            raise DoorError(503, detail, "server_error", "no_worker", retry_after_s=1.0)
         if profile is None:
             raise unknown_model(name, self._model_names())
         return alias, profile

@@ -84,6 +84,7 @@ class Forwarding:
         self._failed_prefill = False
         self._releasing: asyncio.TimerHandle | None = None
         self._last_failure: tuple[int, dict[str, str], bytes] | None = None
+        self._said_no: set[WorkerId] = set()
 
     def put_nowait(self, command: RequestCommand, /) -> None:
         """A command of the core: the next plan, or the end of this one."""
@@ -142,6 +143,11 @@ class Forwarding:
         if endpoint is None:
             self._broke(worker, f"worker {worker} is gone")
             return
+        if self._last_failure is not None and worker in self._said_no:
+            # Nobody else was left, and who said no a moment ago would say it again.
+            self._ended = True
+            self._responder.send(*self._last_failure_parts())
+            return
         if endpoint.actuator is None or not (decision.plan.moves or endpoint.prepares_local):
             await self._ask(decision, endpoint, Prepared())
             return
@@ -187,18 +193,21 @@ class Forwarding:
         if endpoint.on_sent is not None and self._request.block_keys:
             endpoint.on_sent(self._request.block_keys)
         try:
-            answer, head = await endpoint.upstream.ask("POST", call.path, headers, call.with_body(changes))
+            answer, head = await endpoint.upstream.ask("POST", call.path, headers, call.with_body(changes), self._began)
         except UpstreamError as error:
+            self._answer = None
             endpoint.on_trouble()
             self._broke(endpoint.worker, f"worker {endpoint.worker} {error}")
             return
-        self._answer = answer
         try:
             await self._pass_on(decision, endpoint, answer, head, hides_usage=adds_usage)
         finally:
             self._answer = None
             self._stop_releasing()
             endpoint.upstream.release(answer)
+
+    def _began(self, answer: Answer) -> None:
+        self._answer = answer
 
     async def _pass_on(
         self, decision: Decision, endpoint: Endpoint, answer: Answer, head: Head, *, hides_usage: bool
@@ -293,6 +302,7 @@ class Forwarding:
         body = b"".join(parts)
         if head.status in _RETRIED_STATUSES:
             self._last_failure = (head.status, headers, body)
+            self._said_no.add(endpoint.worker)
             reason = f"worker {endpoint.worker} answered {head.status}: {body[:200].decode('utf-8', 'replace')}"
             self._broke(endpoint.worker, reason)
             return

@@ -96,7 +96,7 @@ class Responder:
     A client that speaks HTTP/1.0 knows no chunks: what was started for it ends with the connection.
     """
 
-    __slots__ = ("_bodiless", "_client", "_keep_alive", "_old", "finished", "started")
+    __slots__ = ("_bodiless", "_client", "_keep_alive", "_old", "finished", "sends_events", "started")
 
     def __init__(self, client: Client, *, keep_alive: bool, bodiless: bool = False, version: str = "1.1") -> None:
         self._client = client
@@ -105,6 +105,8 @@ class Responder:
         self._old = version != "1.1"
         self.started = False
         self.finished = False
+        self.sends_events = False
+        """Whether a stream of server-sent events was started."""
 
     def send(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
         """The whole answer at once; JSON unless the headers say otherwise."""
@@ -115,6 +117,7 @@ class Responder:
     def start(self, status: int, headers: Mapping[str, str]) -> None:
         """Begin an answer whose length is not known."""
         self.started = True
+        self.sends_events = headers.get("content-type", "").startswith("text/event-stream")
         if self._old:
             self._keep_alive = False
         self._client.write(self._head(status, headers, "" if self._old else "transfer-encoding: chunked\r\n"))

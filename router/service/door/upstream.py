@@ -281,8 +281,18 @@ class Upstream:
         """Whether anything came from the engine since then, by the event loop's clock."""
         return self._heard_s >= when_s or any(when_s <= answer.last_heard_s for answer in self._busy)
 
-    async def ask(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> tuple[Answer, Head]:
-        """Send a request; the answer's head, and the answer, which must be given back with `release`."""
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        begun: Callable[[Answer], None] = lambda answer: None,
+    ) -> tuple[Answer, Head]:
+        """Send a request; the answer's head, and the answer, which must be given back with `release`.
+
+        `begun` is told of the answer as soon as it is asked for, so that it can be made to fail before it begins.
+        """
         lines = [f"{method} {self._prefix}{path} HTTP/1.1\r\nhost: {self._authority}\r\n"]
         lines += [f"{name}: {value}\r\n" for name, value in headers.items()]
         lines.append(f"content-length: {len(body)}\r\n\r\n")
@@ -294,6 +304,7 @@ class Upstream:
                 self._sweeping = asyncio.create_task(self._sweep())
             try:
                 answer.send(data)
+                begun(answer)
                 return answer, await answer.head(self.timeouts.first_byte_s)
             except UpstreamError:
                 was_stale = answer.was_cut and not is_new and not answer.began

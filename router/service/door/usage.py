@@ -54,9 +54,10 @@ class StreamReader:
             return self._pass_on(data)
         looked_at = max(0, len(rest) - 2)
         rest += data
-        end = max(place + len(mark) if (place := rest.rfind(mark, looked_at)) >= 0 else 0 for mark in _ENDS)
-        if not end:
+        lf, crlf = rest.rfind(b"\n\n", looked_at), rest.rfind(b"\n\r\n", looked_at)
+        if lf < 0 and crlf < 0:
             return self.finish() if len(rest) > EVENT_BYTES_MAX else b""
+        end = max(lf + 2, crlf + 3)
         whole = bytes(rest[:end])
         del rest[:end]
         return self._pass_on(whole)
@@ -67,7 +68,9 @@ class StreamReader:
         return rest
 
     def _pass_on(self, whole: bytes) -> bytes:
-        self.events += sum(whole.count(mark) for mark in _ENDS)
+        self.events += whole.count(b"\n\n")
+        if b"\r" in whole:
+            self.events += whole.count(b"\n\r\n")
         self.is_over = whole.endswith(_LAST)
         if _MARK in whole and _TELLS_USAGE.search(whole):
             return b"".join(self._kept(whole))

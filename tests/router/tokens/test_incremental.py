@@ -27,10 +27,11 @@ SHARED = {}
 
 @pytest.fixture(scope="module", autouse=True)
 def _cut_everywhere():
-    """Parts as small as can be, so that short texts have many cuts."""
+    """Parts and groups of them as small as can be, so that short texts have many cuts."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(incremental, "PART_BYTES_MIN", 1)
         patch.setattr(incremental, "LINE_PART_BYTES_MIN", 1)
+        patch.setattr(incremental, "GROUP_BYTES_MIN", 8)
         yield
 
 
@@ -102,10 +103,26 @@ def make_once(kind):
 def test_only_what_is_new_is_encoded(kind):
     one = IncrementalTokenizer(make(kind), ["<|im_end|>"])
     known, text = "a<|im_end|>b<|im_end|>", "a<|im_end|>b<|im_end|>c<|im_end|>"
-    assert one._look_up(known)[2] == [0, 1, 2]
+
+    def new(text):
+        parts, _, missing, _ = one._look_up(text)
+        return [parts[index] for index in missing]
+
+    assert new(known) == [b"a<|im_end|>", b"b<|im_end|>"]
     one.encode_now(known)
-    assert one._look_up(text)[2] == [2]
-    assert one._look_up("b<|im_end|>")[2] == ([0] if kind == "metaspace first" else []), "the first part is another"
+    assert new(text) == [b"c<|im_end|>"]
+    assert new("b<|im_end|>") == ([b"b<|im_end|>"] if kind == "metaspace first" else []), "the first part is another"
+
+
+def test_a_group_that_is_known_is_looked_up_at_once():
+    one = IncrementalTokenizer(make("smollm"), ["<|im_end|>"])
+    first, second, last = "a<|im_end|>b<|im_end|>", "c<|im_end|>d<|im_end|>", "e"
+    assert one._look_up(first + second + last)[0] == one.split(first + second + last), "nothing is known"
+    one.encode_now(first + second + last)
+    parts, found, missing, groups = one._look_up(first + second + last)
+    assert len(parts) < len(one.split(first + second + last)) and not missing and not groups
+    assert b"".join(found) == whole(pair("smollm")[1], first + second + last)
+    one.check()
 
 
 def test_cuts_are_made_at_all():

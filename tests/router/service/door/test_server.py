@@ -444,7 +444,7 @@ async def test_a_client_that_does_not_read_slows_the_writer_and_is_cut_off():
 @on_a_loop
 async def test_a_client_that_reads_slowly_is_kept():
     flood = Flood()
-    async with serving(flood, write_timeout_s=1.0) as server, connected(server.port, limit=1 << 16) as client:
+    async with serving(flood, write_timeout_s=4.0) as server, connected(server.port, limit=1 << 16) as client:
         await client.send(request())
         for _ in range(30):
             await client.reader.readexactly(1_000_000)
