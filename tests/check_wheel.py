@@ -9,7 +9,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 IMPORT_ALL = """
 import importlib, pkgutil, homing.router, homing.protos, homing.sim
-extra = {"jinja2", "markupsafe", "matplotlib", "numpy", "pyarrow"}
+SIM = {"jinja2", "markupsafe", "matplotlib", "numpy", "pyarrow"}
+HTTP = {"httptools", "jinja2", "markupsafe", "tokenizers", "uvloop", "zmq"}
+EXTRAS = {
+    "homing.sim": SIM,
+    "homing.router.envoy": {"envoy"},
+    "homing.router.kv_events": HTTP,
+    "homing.router.service.backends": HTTP,
+    "homing.router.service.door": HTTP,
+    "homing.router.service.front": HTTP,
+    "homing.router.service.picker": HTTP,
+    "homing.router.tokens": HTTP,
+}
 for package in (homing.router, homing.protos, homing.sim):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + ".", onerror=lambda name: None):
         if module.name.startswith("homing.router.cli.demo."):
@@ -17,10 +28,11 @@ for package in (homing.router, homing.protos, homing.sim):
         try:
             importlib.import_module(module.name)
         except ModuleNotFoundError as error:
-            assert package is homing.sim and error.name in extra, f"{module.name} needs {error.name}"
+            lacks = [names for part, names in EXTRAS.items() if (module.name + ".").startswith(part + ".")]
+            assert lacks and error.name in lacks[0], f"{module.name} needs {error.name}"
 import sys
 assert "torch" not in sys.modules, "a router must not need torch"
-print("all modules of the router import without torch, and those of the simulator lack nothing but their extra")
+print("all modules of the router import without torch, and no part lacks anything but its extra")
 """
 
 
@@ -42,6 +54,9 @@ def main() -> None:
             [*simulate, "compare", "smoke"], cwd=folder, stderr=subprocess.PIPE, text=True, check=False
         )
         assert refused.returncode == 2 and "pip install 'homing[sim]'" in refused.stderr, refused.stderr
+        fronting = [python.parent / "homing", "serve", "--backend", "http://127.0.0.1:1"]
+        refused = subprocess.run(fronting, cwd=folder, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+        assert refused.returncode == 2 and "pip install 'homing[http]'" in refused.stderr, refused.stderr
         serve = [python.parent / "homing", "serve", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]
         with subprocess.Popen(serve, stderr=subprocess.PIPE, text=True) as router:
             assert router.stderr is not None
@@ -50,7 +65,7 @@ def main() -> None:
             assert "listens on" in line, line + router.stderr.read()
             assert router.wait(timeout=30) == 0
         packages = sorted(path.name for path in python.parent.parent.glob("lib/python*/site-packages/homing/*"))
-        assert packages == ["protos", "router", "sim", "workers"], packages
+        assert packages == ["loadtest", "protos", "router", "sim", "workers"], packages
 
 
 if __name__ == "__main__":
