@@ -38,7 +38,7 @@ def make_actuator(name: str, options: Mapping[str, object], random: Random, wher
     made = {kind.name: partial(kind, random) for kind in _RANDOM}
     make = (makers | made).get(name)
     if make is None:
-        raise ConfigError(f"{where}: unknown actuator {name!r}; known are {', '.join(ACTUATORS)}")
+        raise ConfigError(f"{where}: unknown connector {name!r}; known are {', '.join(ACTUATORS)}")
     return make(**check_options(name, make, options, where))
 
 

@@ -86,8 +86,9 @@ class Subscriber:
         self._socket.subscribe(topic)
 
     def unsubscribe(self, topic: str) -> None:
-        """Undo one `subscribe`."""
-        self._socket.unsubscribe(topic)
+        """Undo one `subscribe`; without effect when the socket is closed."""
+        if not self._socket.closed:
+            self._socket.unsubscribe(topic)
 
     async def run(self) -> None:
         """Hear, until cancelled; then the socket is closed."""

@@ -69,7 +69,7 @@ class Config(Section, frozen=True):
         return next((section for section in self.models if section.name == name), None)
 
     def profiles(self) -> list[ModelProfile]:
-        """Models that are described well enough without any worker."""
+        """Models that are described well enough without any worker; engines tell what the file leaves out of theirs."""
         return [
             ModelProfile(
                 name=ModelName(section.name),
@@ -83,6 +83,7 @@ class Config(Section, frozen=True):
             )
             for section in self.models
             if section.bytes_per_token is not None
+            and not (self.backends and (section.block_tokens is None or section.context_tokens is None))
         ]
 
 
@@ -179,6 +180,13 @@ def _unknown_sites(config: Config) -> Iterable[str]:
             yield f"{path}: unknown site {name!r}; sites lists {', '.join(sorted(sites))}"
 
 
+_SHAPES = {
+    "https?": "a URL such as http://host:8000",
+    "tcp|ipc": "a ZeroMQ address such as tcp://host:5557",
+    ":[0-9]{1,5}$": "host:port",
+    "": "a name of letters, digits and . _ : / -",
+}
+"""What each pattern of the sections means, by a part of it."""
 _BOUND = re.compile(r"Expected `(?:float|int)` (?P<rule>>=|>|<=|<) (?P<bound>[-0-9.]+)")
 _RULES = {">": "above", ">=": "at least", "<": "below", "<=": "at most"}
 
@@ -203,7 +211,7 @@ def _explain(message: str, data: Any) -> str:
             f"{path}: expected a number, got the text {found!r}; YAML wants an exponent with a dot and a sign: 1.0e+9"
         )
     if "matching regex" in text:
-        shape = "host:port" if ":[0-9]{1,5}$" in text else "a name of letters, digits and . _ : / -"
+        shape = next(shape for mark, shape in _SHAPES.items() if mark in text)
         return f"{path}: expected {shape}, got {found!r}"
     text = text[:1].lower() + text[1:]
     return f"{path or 'file'}: {text}" + (f", got {found!r}" if isinstance(found, str | int | float) else "")

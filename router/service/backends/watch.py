@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 LOOK_AGAIN_S: Final = (0.5, 1.0, 2.0, 5.0, 10.0)
 """Between two looks for an engine that is not there: ever longer."""
+HEAR_AGAIN_S: Final = 1.0
+"""Between two tries to listen where it cannot be done."""
 WAITING_TOKENS: Final = 512
 """What a waiting request is taken to bring, where the engine only counts them."""
 
@@ -225,13 +227,18 @@ class Backend:
         rank.listening = asyncio.create_task(self._listen(rank, rank.heard))
 
     async def _listen(self, rank: _Rank, source: KvEventSource) -> None:
-        try:
-            await source.run()
-        except ConfigError as error:
-            self._trust(rank, Trust.BLIND, str(error))
-        except Exception:
-            log.exception("backend %s: listening to its cache failed", self.name)
-            self._trust(rank, Trust.BLIND, "listening to its cache failed")
+        """An address that is in use may be free in a moment: of the listener before this one, or of another router."""
+        while True:
+            try:
+                await source.run()
+            except ConfigError as error:
+                if rank.why != str(error):
+                    self._trust(rank, Trust.BLIND, str(error))
+            except Exception:
+                log.exception("backend %s: listening to its cache failed", self.name)
+                self._trust(rank, Trust.BLIND, "listening to its cache failed")
+                return
+            await asyncio.sleep(HEAR_AGAIN_S)
 
     def _tell(self, events: Sequence[CacheEvent]) -> None:
         for event in events:

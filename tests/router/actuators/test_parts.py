@@ -34,7 +34,7 @@ def test_names():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("nccl", {}, "transport: unknown actuator 'nccl'; known are homing, llama_cpp"),
+        ("nccl", {}, "transport: unknown connector 'nccl'; known are homing, llama_cpp"),
         ("nixl", {"time": 3}, "transport.options.time: nixl has no such option; known are timeout_s"),
         ("nixl", {"timeout_s": 0}, "transport.options.timeout_s: expected a number above 0, got 0"),
         ("sglang", {"random": 3}, "transport.options.random: sglang has no such option"),

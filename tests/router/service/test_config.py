@@ -56,6 +56,15 @@ WRONG = {
     "router: {site: -a}": "router.site: expected a name of letters, digits and . _ : / -, got '-a'",
     "router: {site: ''}": "router.site: expected `str` of length >= 1, got ''",
     "router: {listen: nowhere}": "router.listen: expected host:port, got 'nowhere'",
+    "backends: [{url: foo}]": "backends[0].url: expected a URL such as http://host:8000, got 'foo'",
+    "backends: [{url: 'http://a:1', role: decode}]": (
+        "backends[0].role: 'decode' needs a connector that hands KV over; name one in connector, or let the engine "
+        "do both"
+    ),
+    "backends: [{url: 'http://a:1'}, {url: 'http://a:1/'}]": ("backends: 'a:1' is listed 2 times; each is listed once"),
+    "backends: [{url: 'http://a:1', kv_events: {endpoint: 'http://a'}}]": (
+        "backends[0].kv_events.endpoint: expected a ZeroMQ address such as tcp://host:5557, got 'http://a'"
+    ),
     WORKER.format("routers: ['r:1', nope]"): "workers[0].routers[1]: expected host:port, got 'nope'",
     # a small vocabulary
     "router: {log: xml}": "router.log: invalid enum value 'xml', got 'xml'",
