@@ -59,8 +59,9 @@ test-engines: install-demo  ## Real vLLM engines behind a router: about half an 
 bench-door: install  ## The door beside other routers; needs nginx and wrk, and the peers on the PATH.
 	$(RUN) benchmarks/bench_door.py
 
-fuzz: install  ## Random bytes and mutated messages on every gRPC method, for a minute.
+fuzz: install  ## Random bytes and mutated messages on every gRPC method and on the door, for two minutes.
 	$(RUN) tests/fuzz/fuzz_grpc.py --seconds 60
+	$(RUN) tests/fuzz/fuzz_http.py --seconds 60
 
 protos: install  ## Generate code from protos/*.proto.
 	$(RUN) -m grpc_tools.protoc -Ihoming/protos=protos --python_out=.dev --pyi_out=.dev --grpc_python_out=.dev protos/*.proto

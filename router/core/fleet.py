@@ -103,6 +103,11 @@ class Fleet:
         """The pools that serve a model, by site."""
         return self._pools.get(model, {})
 
+    def serves(self, model: ModelName, among: frozenset[WorkerId]) -> bool:
+        """Whether any of these workers serves a model and takes new requests."""
+        states = (self._states.get(name) for name in among)
+        return any(state is not None and state.worker.model == model and not state.draining for state in states)
+
     def mask_outside(self, among: frozenset[WorkerId] | None) -> int:
         """All workers but these, as a bit set; none when there is no such limit."""
         if among is None:

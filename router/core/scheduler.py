@@ -190,8 +190,8 @@ class Scheduler:
         if room is None:
             detail = f"no worker serves {request.model!r} at the moment"
             return self._give_up(request, RejectReason.NO_WORKER, detail, self.limits.retry_after_s)
-        if request.among is not None and not any(self.fleet.get(worker) for worker in request.among):
-            detail = "none of the workers that may take it is here"
+        if request.among is not None and not self.fleet.serves(request.model, request.among):
+            detail = "none of the workers that may take it serves its model"
             return self._give_up(request, RejectReason.NO_WORKER, detail, self.limits.retry_after_s)
         blocks = self.world.blocks_needed(request)
         if blocks > room:

@@ -29,11 +29,11 @@ from .backends.readers import LocalReaderOf, Readers
 from .backends.watch import Backend, Surroundings
 from .config import Config
 from .door.door import Door, DoorParts
-from .door.forward import Carrier
 from .door.hits import Hits
 from .door.http import HttpLimits
 from .door.native import NativeAnswers
 from .door.server import HttpServer
+from .door.telling import Carrier
 from .door.tracing import Tracing
 from .door.upstream import Timeouts, Upstream
 from .driver import Driver
@@ -103,6 +103,7 @@ class Front:
             )
         )
         self._ext_proc: ExtProcServer | None = None
+        self._picker: EndpointPicker | None = None
         self._telling: asyncio.Task[None] | None = None
         self.ext_proc_port = 0
         limits = HttpLimits(body_bytes_max=section.body_bytes_max, connections_max=section.connections_max)
@@ -137,7 +138,7 @@ class Front:
         except ImportError as error:
             raise ConfigError(f"router.ext_proc: needs more packages: pip install 'homing[envoy]' ({error})") from error
         router = self._config.router
-        picker = EndpointPicker(self._driver, self.endpoints, self.door.reader, HttpPost(self._session))
+        picker = self._picker = EndpointPicker(self._driver, self.endpoints, self.door.reader, HttpPost(self._session))
         limits = Limits(body_bytes_max=router.body_bytes_max, pick_timeout_s=router.request_timeout_s)
         self._ext_proc = ExtProcServer(picker, limits)
         self.ext_proc_port = await self._ext_proc.start(address)
@@ -153,6 +154,12 @@ class Front:
                 await server.set_ready(ready=ready)
                 told = ready
             await asyncio.sleep(0.5)
+
+    def drain(self) -> None:
+        """Take no new request."""
+        self.door.draining = True
+        if self._picker is not None:
+            self._picker.draining = True
 
     def apply(self, config: Config) -> None:
         """Take the engines of a file that changed. Raises ConfigError, and then nothing has changed."""

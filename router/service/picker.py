@@ -139,7 +139,9 @@ class EndpointPicker:
         alias, profile = self._named(call.model)
         among = await self._among(alias.model, subset)
         request, prompt = await self._reader.read(call, alias, profile, self._driver.now())
-        request = replace(request, among=among)
+        if request.among is not None and among is not None:
+            among &= request.among
+        request = replace(request, among=request.among if among is None else among)
         call.id = request.id
         box = _Box()
         self._driver.open_with(request, box)
@@ -257,7 +259,7 @@ class EndpointPicker:
         if held.prepared.beside is not None:
             held.prepared.beside.cancel()
         if held.endpoint.actuator is not None:
-            held.endpoint.actuator.ended(held.call.id)
+            held.endpoint.actuator.ended(held.call.engine_id)
 
     # -- other engines --------------------------------------------------------------------------------------------
 

@@ -175,7 +175,7 @@ class RouterProcess:
         """Take no new request, let those in flight end, at most for `timeout_s`."""
         self._router.draining = True
         if self.front is not None:
-            self.front.door.draining = True
+            self.front.drain()
         await self._health.enter_graceful_shutdown()
         loop = asyncio.get_running_loop()
         until_s = loop.time() + timeout_s

@@ -561,9 +561,6 @@ def test_a_client_that_does_not_read_holds_its_engine_back():
     run(scenario())
 
 
-# -- what is not so yet ------------------------------------------------------------------------------------------------
-
-
 def test_an_only_engine_that_is_too_busy_is_not_asked_again_and_again():
     async def scenario():
         async with engines(1) as (ill,), Sick(ill, 429) as sick, opened(sick.url) as system:

@@ -310,9 +310,14 @@ def test_an_engine_that_is_killed_fails_no_request_that_had_no_token():
                 for number, text in enumerate(texts)
             ]
             streamed = [asyncio.create_task(site.stream(chat(text, stream=True, max_tokens=40))) for text in texts]
-            flights = site.process.scheduler.in_flight
-            there = lambda: [name for name, flight in flights.items() if flight.decision.plan.decode == "e0"]  # noqa: E731
-            await eventually(lambda: sum(name.startswith("w") for name in there()) >= 10, "it has much to do", 15)
+
+            def at_the_doomed():
+                names = [f"w{number}" for number in range(len(texts))]
+                there = [name for name in names if site.process.scheduler.knows(name) and site.journal.decisions(name)]
+                return [name for name in there if site.worker_of(name) == "e0"]
+
+            await eventually(lambda: len(at_the_doomed()) >= 10, "it has much to do", 15)
+            await asyncio.sleep(0.5)  # streams begin; none ends, at a token per 0.1 s
             kill()
             whole = await asyncio.gather(*asked)
             parts = await asyncio.gather(*streamed)

@@ -19,7 +19,9 @@ from .endpoint import Endpoint
 from .watch import Backend
 
 WORDS: Final = (48, 768)
-"""Lengths of the prompts; a word is a token or two."""
+"""Lengths of the prompts, shorter where the model's context wants it."""
+WORD_TOKENS_MAX: Final = 5
+"""Four letters and a space, with the worst of tokenizers."""
 _ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -36,9 +38,10 @@ async def calibrate(backend: Backend, driver: Driver) -> None:
 
 
 async def _measure(endpoint: Endpoint, driver: Driver, way_s: float) -> None:
-    await _prefill(endpoint, WORDS[0])  # the first prompt of an engine is slower than all others
+    fits = max(1, driver.scheduler.models[endpoint.model].context_tokens // WORD_TOKENS_MAX - 1)
+    await _prefill(endpoint, min(WORDS[0], fits))  # the first prompt of an engine is slower than all others
     for words in WORDS:
-        tokens, seconds = await _prefill(endpoint, words)
+        tokens, seconds = await _prefill(endpoint, min(words, fits))
         driver.feed(
             PrefillMeasured(
                 worker_id=endpoint.worker, cached_tokens=0, end_tokens=tokens, seconds=max(seconds - way_s, 1e-5)

@@ -73,6 +73,8 @@ class Call:
     id: str
     model: str
     streams: bool
+    engine_id: str = ""
+    """Its name among all requests that are being answered, which engines are told: clients may use one id twice."""
 
     @property
     def asks_usage(self) -> bool:
@@ -83,7 +85,7 @@ class Call:
     def passed_headers(self) -> dict[str, str]:
         """The client's headers that an engine is to see."""
         passed = {name: value for name, value in self.headers.items() if name not in _NOT_PASSED}
-        passed["x-request-id"] = self.id
+        passed["x-request-id"] = self.engine_id or self.id
         return passed
 
     def with_body(self, changes: Mapping[str, Any]) -> bytes:
@@ -170,6 +172,7 @@ class CallReader:
         request_id = RequestId(call.id)
         if self._is_open(request_id):
             request_id = RequestId(f"{call.id}~{next(_serial)}")
+        call.engine_id = request_id
         origin = call.headers.get("x-homing-origin")
         return Request(
             id=request_id,

@@ -15,10 +15,11 @@ from homing.router.tokens.types import PromptReader
 from ..backends.endpoint import Alias
 from .calls import PLAIN_PATHS, PROMPT_PATHS, Call, CallReader, read_call, request_id_of, unknown_model
 from .errors import DoorError, bad_request
-from .forward import Carrier, Forwarding
+from .forward import Forwarding
 from .http import HttpRequest, Responder
 from .native import NativeAnswers
 from .openapi import OPENAPI
+from .telling import Carrier
 from .usage import error_event
 
 log = logging.getLogger(__name__)

@@ -9,31 +9,20 @@ Rule 3: a client that reads slowly slows its engine's connection down, and nothi
 import asyncio
 import logging
 from collections import deque
-from dataclasses import dataclass
 from typing import Final
 
-from homing.router.actuators.types import Actuator, Post, Prepared
+from homing.router.actuators.types import Actuator, Prepared
 from homing.router.core.commands import Abandon, Cancel, Dispatch, Reject
-from homing.router.core.events import (
-    DecodeMeasured,
-    DispatchFailed,
-    FirstToken,
-    PrefillFinished,
-    PrefillMeasured,
-    RequestFinished,
-)
-from homing.router.core.types import Decision, Outcome, PlanKind, Request, WorkerId
-from homing.router.engines.usage import Usage
+from homing.router.core.types import Decision, Outcome, Request, WorkerId
 from homing.router.tokens.types import PromptTokens
 
-from ..backends.endpoint import Endpoint, Endpoints
-from ..driver import Driver, RequestCommand
+from ..backends.endpoint import Endpoint
+from ..driver import RequestCommand
 from .calls import PROMPT_PATHS, Call
 from .errors import DoorError, refused
-from .hits import Hits
 from .http import Responder
-from .orders import prepare, transfers_told
-from .tracing import Tracing
+from .orders import prepare
+from .telling import Carrier, Telling
 from .upstream import Answer, Head, UpstreamError
 from .usage import StreamReader, error_event, usage_in
 
@@ -45,18 +34,6 @@ _RETRIED_STATUSES: Final = frozenset({408, 429, 500, 502, 503, 504})
 _NOT_PASSED: Final = frozenset(
     {"connection", "content-length", "date", "keep-alive", "server", "trailer", "transfer-encoding", "upgrade"}
 )
-_SHARES_OF_IDLE: Final = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Carrier:
-    """What calls are carried with."""
-
-    driver: Driver
-    endpoints: Endpoints
-    post: Post
-    hits: Hits
-    tracing: Tracing | None = None
 
 
 class Forwarding:
@@ -68,8 +45,7 @@ class Forwarding:
         self._driver = carrier.driver
         self._endpoints = carrier.endpoints
         self._post = carrier.post
-        self._hits = carrier.hits
-        self._span = None if carrier.tracing is None else carrier.tracing.begin(call)
+        self._told = Telling(carrier, call, request)
         self._call = call
         self._request = request
         self._prompt = prompt
@@ -78,11 +54,7 @@ class Forwarding:
         self._waiter: asyncio.Future[None] | None = None
         self._answer: Answer | None = None
         self._decision: Decision | None = None
-        self._dispatched_s = 0.0
-        self._first_s = 0.0
-        self._ended = False
         self._failed_prefill = False
-        self._releasing: asyncio.TimerHandle | None = None
         self._last_failure: tuple[int, dict[str, str], bytes] | None = None
         self._said_no: set[WorkerId] = set()
 
@@ -100,17 +72,14 @@ class Forwarding:
         """Let the request arrive, and carry out what is decided until it ended."""
         self._driver.open_with(self._request, self)
         try:
-            while not self._ended:
+            while not self._told.is_over:
                 command = await self._next()
                 if isinstance(command, Dispatch):
                     await self._carry_out(command.decision)
                 elif isinstance(command, Reject | Cancel):
                     self._refuse(command)
         finally:
-            self._stop_releasing()
-            self._driver.close_request(self._request.id)
-            if self._span is not None:
-                self._span.end("" if self._ended else "the client left")
+            self._told.close()
 
     async def _next(self) -> RequestCommand:
         while not self._commands:
@@ -119,7 +88,7 @@ class Forwarding:
         return self._commands.popleft()
 
     def _refuse(self, command: Reject | Cancel) -> None:
-        self._ended = True
+        self._told.is_over = True
         if self._responder.started:
             return
         if self._last_failure is not None:
@@ -139,13 +108,13 @@ class Forwarding:
         worker = decision.plan.decode
         endpoint = self._endpoints.get(worker)
         self._decision = decision
-        self._dispatched_s = self._driver.now()
+        self._told.decided()
         if endpoint is None:
             self._broke(worker, f"worker {worker} is gone")
             return
         if self._last_failure is not None and worker in self._said_no:
             # Nobody else was left, and who said no a moment ago would say it again.
-            self._ended = True
+            self._told.is_over = True
             self._responder.send(*self._last_failure_parts())
             return
         if endpoint.actuator is None or not (decision.plan.moves or endpoint.prepares_local):
@@ -157,18 +126,18 @@ class Forwarding:
         try:
             await self._ask(decision, endpoint, prepared)
         finally:
-            endpoint.actuator.ended(self._call.id)
+            endpoint.actuator.ended(self._call.engine_id)
             if prepared.beside is not None:
                 prepared.beside.cancel()
                 await asyncio.gather(prepared.beside, return_exceptions=True)
 
     def _prefilled(self, beside: "asyncio.Task[float]") -> None:
         """The prefill worker is done; if it failed, the decode worker waits for what will not come."""
-        if beside.cancelled() or self._ended:
+        if beside.cancelled() or self._told.is_over:
             return
         error = beside.exception()
         if error is None:
-            self._driver.feed(PrefillFinished(request_id=self._request.id))
+            self._told.prefilled()
         elif self._answer is not None and not self._responder.started:
             self._failed_prefill = True
             self._answer.fail(UpstreamError(f"was left by its prefill worker: {error}"))
@@ -177,7 +146,7 @@ class Forwarding:
         profile = self._driver.scheduler.models[self._request.model]
         prepared = await prepare(actuator, self._post, self._call, decision, profile, self._endpoints, self._prompt)
         if prepared.prefill_s is not None:
-            self._driver.feed(PrefillFinished(request_id=self._request.id))
+            self._told.prefilled()
         return prepared
 
     async def _ask(self, decision: Decision, endpoint: Endpoint, prepared: Prepared) -> None:
@@ -187,11 +156,7 @@ class Forwarding:
         if adds_usage and call.path in {"/v1/chat/completions", "/v1/completions"}:
             changes["stream_options"] = {"include_usage": True}
         headers = {**call.passed_headers(), **endpoint.headers, **endpoint.patch.headers, **prepared.patch.headers}
-        if self._span is not None:
-            headers.update(self._span.attempt(decision))
-        self._release_when_predicted(decision)
-        if endpoint.on_sent is not None and self._request.block_keys:
-            endpoint.on_sent(self._request.block_keys)
+        headers.update(self._told.asking(decision, endpoint))
         try:
             answer, head = await endpoint.upstream.ask("POST", call.path, headers, call.with_body(changes), self._began)
         except UpstreamError as error:
@@ -203,7 +168,7 @@ class Forwarding:
             await self._pass_on(decision, endpoint, answer, head, hides_usage=adds_usage)
         finally:
             self._answer = None
-            self._stop_releasing()
+            self._told.stop_waiting()
             endpoint.upstream.release(answer)
 
     def _began(self, answer: Answer) -> None:
@@ -228,7 +193,7 @@ class Forwarding:
             if not passed:
                 return
             if not responder.started:
-                self._first_token(decision)
+                self._told.first_token(decision)
                 responder.start(head.status, headers)
             responder.write(passed)
 
@@ -247,7 +212,7 @@ class Forwarding:
         except asyncio.CancelledError:
             # OpenAI's client goes when it has read the last event, which may be before the end of the HTTP answer.
             if reader.is_over:
-                self._finished(decision, endpoint, reader.usage, reader.events)
+                self._told.finished(decision, endpoint, reader.usage, reader.events)
             raise
         if not responder.started:
             responder.start(head.status, headers)
@@ -255,14 +220,14 @@ class Forwarding:
         if rest:
             responder.write(rest)
         responder.finish()
-        await self._settle(decision, endpoint, reader.usage, reader.events)
+        await self._told.settle(decision, endpoint, reader.usage, reader.events)
 
     def _break_stream(self, reason: str, events: int) -> None:
         """The client has a part of its answer: the rest cannot come from elsewhere word for word."""
         log.warning("request %s: its stream broke: %s", self._call.id, reason)
         self._responder.write(error_event(DoorError(502, reason, "server_error", "stream_broken").body))
         self._responder.finish()
-        self._end(Outcome.FAILED, events)
+        self._told.ended(Outcome.FAILED, events)
 
     async def _whole(self, decision: Decision, endpoint: Endpoint, answer: Answer, head: Head) -> None:
         parts: list[bytes] = []
@@ -291,13 +256,13 @@ class Forwarding:
             reason = f"worker {endpoint.worker} {error}"
             if responder.started:
                 responder.break_off()
-                self._end(Outcome.FAILED, 0)
+                self._told.ended(Outcome.FAILED, 0)
             else:
                 self._broke(endpoint.worker, reason)
             return
         if responder.started:
             responder.finish()
-            self._end(Outcome.FINISHED, 0)
+            self._told.ended(Outcome.FINISHED, 0)
             return
         body = b"".join(parts)
         if head.status in _RETRIED_STATUSES:
@@ -309,99 +274,16 @@ class Forwarding:
         responder.send(head.status, body, headers)
         if head.status == 200:
             usage = usage_in(body)
-            await self._settle(decision, endpoint, usage, 0)
+            await self._told.settle(decision, endpoint, usage, 0)
         else:
-            self._end(Outcome.FINISHED, 0)
+            self._told.ended(Outcome.FINISHED, 0)
 
     # -- telling the core -----------------------------------------------------------------------------------------
 
-    def _first_token(self, decision: Decision) -> None:
-        self._stop_releasing()
-        now = self._driver.now()
-        self._first_s = now
-        ttft_s = now - self._dispatched_s
-        if self._span is not None:
-            self._span.first_token(ttft_s)
-        request = self._request.id
-        plan = decision.plan
-        if plan.kind is PlanKind.LOCAL and plan.estimate.queue_s == 0 and self._is_alone(plan.decode):
-            measured_s = ttft_s - plan.estimate.network_s
-            if measured_s > 0 and plan.estimate.computed_tokens:
-                end = self._request.prompt_tokens
-                event = PrefillMeasured(
-                    worker_id=plan.decode,
-                    cached_tokens=end - plan.estimate.computed_tokens,
-                    end_tokens=end,
-                    seconds=measured_s,
-                )
-                self._driver.feed(event)
-        self._driver.feed(FirstToken(request_id=request, ttft_s=ttft_s))
-
-    def _is_alone(self, worker: WorkerId) -> bool:
-        """Whether the worker did nothing else for us or others: only then its time is that of this prompt."""
-        state = self._driver.scheduler.fleet.get(worker)
-        return state is not None and self._driver.scheduler.fleet.running(state) <= _SHARES_OF_IDLE
-
-    def _finished(self, decision: Decision, endpoint: Endpoint, usage: Usage | None, events: int) -> None:
-        output_tokens = events
-        if usage is not None:
-            output_tokens = usage.completion_tokens or events
-            self._learn_hits(decision, endpoint, usage)
-        if self._first_s and output_tokens > 1:
-            seconds = self._driver.now() - self._first_s
-            self._driver.feed(DecodeMeasured(worker_id=endpoint.worker, tokens=output_tokens - 1, seconds=seconds))
-        self._end(Outcome.FINISHED, output_tokens)
-
-    async def _settle(self, decision: Decision, endpoint: Endpoint, usage: Usage | None, events: int) -> None:
-        """The client has its answer, and may leave; the core is to hear of all that was measured all the same."""
-        try:
-            await self._learn_transfers(decision, endpoint, usage)
-        finally:
-            self._finished(decision, endpoint, usage, events)
-
-    async def _learn_transfers(self, decision: Decision, endpoint: Endpoint, usage: Usage | None) -> None:
-        if endpoint.actuator is None or not decision.plan.moves:
-            return
-        home = self._driver.scheduler.world.site
-        peers = self._endpoints.peers()
-        for event in await transfers_told(endpoint.actuator, self._call, decision, peers, usage, home):
-            self._driver.feed(event)
-
-    def _learn_hits(self, decision: Decision, endpoint: Endpoint, usage: Usage) -> None:
-        if usage.cached_tokens is None or decision.plan.kind is not PlanKind.LOCAL:
-            return
-        self._hits.compare(endpoint.worker, decision.plan.estimate.hit_tokens, usage.cached_tokens)
-        if endpoint.on_cached is not None and self._request.block_keys:
-            endpoint.on_cached(self._request.block_keys, usage.cached_tokens, self._dispatched_s)
-
     def _broke(self, worker: WorkerId, reason: str) -> None:
-        self._stop_releasing()
         if self._failed_prefill and self._decision is not None:
             worker, self._failed_prefill = self._decision.plan.prefill, False
-        log.warning("request %s: attempt failed: %s", self._call.id, reason)
-        if self._span is not None:
-            self._span.attempt_ended(reason)
-        event = DispatchFailed(request_id=self._request.id, worker_id=worker, reason=reason, resume_as=self._request)
-        self._driver.feed(event)
-
-    def _end(self, outcome: Outcome, output_tokens: int) -> None:
-        self._ended = True
-        self._driver.feed(RequestFinished(request_id=self._request.id, outcome=outcome, output_tokens=output_tokens))
-
-    def _release_when_predicted(self, decision: Decision) -> None:
-        """An answer that comes whole does not say when its prompt was computed: it is taken to be when foreseen."""
-        if not self._call.streams:
-            loop = asyncio.get_running_loop()
-            self._releasing = loop.call_later(decision.plan.estimate.ttft_s, self._release_compute)
-
-    def _release_compute(self) -> None:
-        self._releasing = None
-        self._driver.feed(PrefillFinished(request_id=self._request.id))
-
-    def _stop_releasing(self) -> None:
-        if self._releasing is not None:
-            self._releasing.cancel()
-            self._releasing = None
+        self._told.broke(worker, reason)
 
     def _answer_headers(self, decision: Decision, head: Head) -> dict[str, str]:
         headers = {name: value for name, value in head.headers.items() if name not in _NOT_PASSED}

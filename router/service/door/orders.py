@@ -31,7 +31,7 @@ async def transfers_told(
         reports = report_of({"kv_transfer_params": usage.handle})
     else:
         try:
-            reports = await actuator.transfers(target, call.id, home)
+            reports = await actuator.transfers(target, call.engine_id, home)
         except EngineError as error:
             log.info("request %s: %s", call.id, error)
             return []
@@ -75,7 +75,7 @@ async def prepare(
     """Have a decision's KV moved, as far as that comes before the decode worker is asked."""
     plan = decision.plan
     order = Order(
-        request_id=call.id,
+        request_id=call.engine_id,
         path=call.path,
         body=call.body,
         headers=call.passed_headers(),
