@@ -11,6 +11,12 @@ import sys
 from pathlib import Path
 
 MODEL = "mock"
+KV_BLOCKS = 131_072
+"""Blocks of an engine's cache: all prompts of the benchmark fit."""
+RUNNING = 64
+"""Requests that each engine says it works on: more than are ever asked of it here. Homing learns how fast an engine
+computes prompts from answers that had it for themselves, and must not learn from one that answers at once whatever it
+has cached: it would conclude that caches are worth nothing there, and no more prefer the engine that holds a prompt."""
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\n%b\r\n\r\n"
 
 ANSWERS = {
@@ -34,8 +40,8 @@ ANSWERS = {
     "/version": json.dumps({"version": "0.32.0"}),
     "/kv_event_sources": "{}",
     "/metrics": (
-        'vllm:cache_config_info{block_size="16",engine="0",num_gpu_blocks="131072"} 1\n'
-        'vllm:num_requests_running{engine="0"} 0\n'
+        f'vllm:cache_config_info{{block_size="16",engine="0",num_gpu_blocks="{KV_BLOCKS}"}} 1\n'
+        f'vllm:num_requests_running{{engine="0"}} {RUNNING}\n'
         'vllm:num_requests_waiting{engine="0"} 0\n'
         'vllm:kv_cache_usage_perc{engine="0"} 0.5\n'
     ),

@@ -63,6 +63,11 @@ class Pool:
         self.busy: SortedList[_Rank] = SortedList()
         self.decoders: SortedList[_Rank] = SortedList()
 
+    @property
+    def does_both(self) -> bool:
+        """Whether every worker here prefills and decodes."""
+        return self.roles[Role.BOTH] == len(self.by_bit)
+
     def prefillers(self) -> Iterator[WorkerState]:
         """Idle workers by speed, then busy ones by when they would be done with a reference prompt."""
         for *_, bit in self.idle:

@@ -18,7 +18,7 @@ decisions were off, all together by 0.3 % of the score.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -105,12 +105,12 @@ class _Search:
         self._first_bytes_s: dict[Site, float] = {}
 
     def run(self) -> list[Plan]:
-        pools = self._question.pools().values()
-        prefillers = [worker for pool in pools for worker in self._prefill_candidates(pool)]
+        by_pool = [(pool, list(self._prefill_candidates(pool))) for pool in self._question.pools().values()]
+        prefillers = [worker for _, found in by_pool for worker in found]
         self._alone([worker for worker in prefillers if worker.worker.role.can_decode])
         if not self._question.fleet.moves_kv and self._best:
             return self._found()
-        decoders = [worker for pool in pools for worker in self._decode_candidates(pool)]
+        decoders = [worker for pool, found in by_pool for worker in self._decode_candidates(pool, found)]
         self._without_prefill([worker for worker in decoders if not worker.worker.role.can_prefill])
         if prefillers and decoders and self._pricer.reusable:
             self._remote(prefillers, decoders)
@@ -234,7 +234,10 @@ class _Search:
         chosen += [w for w in self._computing(pool) if w not in chosen]
         return chain(chosen, self._holders(pool, chosen, roles, self._pricer.queue_s))
 
-    def _decode_candidates(self, pool: Pool) -> Iterator[WorkerState]:
+    def _decode_candidates(self, pool: Pool, prefillers: list[WorkerState]) -> Iterable[WorkerState]:
+        """Where all workers do both, those who would prefill are also the calmest and the deepest holders."""
+        if pool.does_both:
+            return prefillers
         if len(pool.by_bit) <= self._breadth.whole:
             return (w for w in pool.by_bit.values() if w.worker.role.can_decode and self._question.may_take(w))
         roles = [role for role in pool.roles if role.can_decode]
