@@ -107,14 +107,34 @@ class _Search:
     def run(self) -> list[Plan]:
         by_pool = [(pool, list(self._prefill_candidates(pool))) for pool in self._question.pools().values()]
         prefillers = [worker for _, found in by_pool for worker in found]
-        self._alone([worker for worker in prefillers if worker.worker.role.can_decode])
-        if not self._question.fleet.moves_kv and self._best:
-            return self._found()
+        alone = [worker for worker in prefillers if worker.worker.role.can_decode]
+        if not self._question.fleet.moves_kv:
+            return self._local_only(alone, by_pool)
+        self._alone(alone)
         decoders = [worker for pool, found in by_pool for worker in self._decode_candidates(pool, found)]
         self._without_prefill([worker for worker in decoders if not worker.worker.role.can_prefill])
         if prefillers and decoders and self._pricer.reusable:
             self._remote(prefillers, decoders)
         return self._found()
+
+    def _local_only(self, workers: list[WorkerState], by_pool: list[tuple[Pool, list[WorkerState]]]) -> list[Plan]:
+        """Where no KV moves each worker has one plan: to price it takes no longer than to bound it."""
+        pricer, end_tokens = self._pricer, self._question.request.prompt_tokens
+        for pool, found in by_pool:
+            if not pool.does_both:
+                ready = (w for w in self._decode_candidates(pool, found) if not w.worker.role.can_prefill)
+                workers = [*workers, *(w for w in ready if self._question.needs_no_prefill(w))]
+        if not workers:
+            return []
+        priced = []
+        for worker in workers:
+            will_hold = max(self._question.held(worker), self._coming.get(worker.worker.id, 0))
+            prepared = pricer.compute(worker, will_hold, end_tokens)
+            score_s = pricer.network_s(worker) + pricer.decode_toll_s(worker) + prepared.score_s
+            priced.append((score_s, worker.worker.id, prepared))
+        least_s = min(score_s for score_s, *_ in priced)
+        equal = [(worker, prepared) for score_s, worker, prepared in priced if score_s <= least_s + ROUNDING_S]
+        return [pricer.plan(min(equal, key=itemgetter(0))[1])]
 
     def _found(self) -> list[Plan]:
         """The best plan, and with `explains` the best of each other kind."""

@@ -1,4 +1,4 @@
-"""Requests that only some workers may take, questions from which nothing follows, and links that an operator changes."""
+"""Requests that only some workers may take, questions from which nothing follows, links that an operator changes."""
 
 import pytest
 

@@ -1,5 +1,6 @@
 """The planner against brute force: it looks at few plans and must not miss the best one."""
 
+from dataclasses import replace
 from random import Random
 from statistics import mean
 
@@ -349,3 +350,19 @@ def test_who_holds_most_is_passed_over_when_its_queue_is_longer_than_the_work():
     assert choose_for(made)[0].decode == "a"
     made.fleet.release_compute(RequestId("x"), 0.0)
     assert choose_for(made)[0].decode == "b"
+
+
+def test_where_no_kv_moves_the_best_local_plan_is_found():
+    for seed in range(WORLDS):
+        world = random_world(seed, sites=3, per_site=5, spread=4.0)
+        for state in world.scheduler.fleet:
+            state.worker = replace(state.worker, transport="", plans=frozenset())
+            world.scheduler.fleet.trust(state.worker.id, Trust.EXACT)
+        world.scheduler.fleet._movers.clear()
+        take_tolls(Random(seed), world.scheduler)
+        plans = choose(world)
+        assert all(not plan.moves for plan in plans)
+        best = min(every_plan(world.question()), key=lambda plan: plan.estimate.score_s, default=None)
+        assert bool(plans) == (best is not None), f"seed {seed}"
+        if plans:
+            assert plans[0].estimate.score_s == pytest.approx(best.estimate.score_s, abs=1e-9), f"seed {seed}"
