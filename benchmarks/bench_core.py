@@ -10,8 +10,6 @@ then NVIDIA Dynamo's RadixTree runs the same workload (peer_radix_tree.py) direc
 import argparse
 import gc
 import json
-import os
-import platform
 import subprocess
 import time
 from collections.abc import Iterator
@@ -19,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+from machine import machine
 from prefix_workload import Document, documents, entries, events, micros, prompts, rate_row, row
 from rich.console import Console
 from rich.progress import track
@@ -208,19 +207,6 @@ def bench_peer(python: Path, effort: Effort) -> list[Row]:
         return []
     rows: list[Row] = json.loads(done.stdout)
     return rows
-
-
-def machine() -> Row:
-    """What the figures were taken on."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "kernel": platform.release(),
-        "load_1min": round(os.getloadavg()[0], 2),
-    }
 
 
 def show(rows: list[Row]) -> None:

@@ -22,8 +22,6 @@ import argparse
 import contextlib
 import functools
 import json
-import os
-import platform
 import shutil
 import socket
 import statistics
@@ -50,6 +48,7 @@ from door_routers import (
     is_at_holder,
     routers_of,
 )
+from machine import machine
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -264,19 +263,6 @@ def summary(case: Case, name: str, samples: Sequence[Sample], direct: Sequence[S
         "rss_mib": round(median("rss_mib"), 1),
         "failed": sum(sample.failed for sample in samples),
         "rounds": len(samples),
-    }
-
-
-def machine() -> Row:
-    """What the figures were taken on."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "kernel": platform.release(),
-        "load_1min_before": round(os.getloadavg()[0], 2),
     }
 
 

@@ -12,7 +12,6 @@ import asyncio
 import json
 import multiprocessing
 import os
-import platform
 import resource
 import statistics
 import time
@@ -21,6 +20,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import grpc
+from machine import machine
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -162,20 +162,6 @@ def row(name: str, runs: list[tuple[float, float]], mib: int) -> dict[str, objec
     }
 
 
-def machine() -> dict[str, object]:
-    """What the figures were taken on."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "kernel": platform.release(),
-        "grpcio": grpc.__version__,
-        "load_1min": round(os.getloadavg()[0], 2),
-    }
-
-
 def source_main(control: Connection, mib: int) -> None:
     """Entry of the source process."""
     asyncio.run(serve(control, mib))
@@ -188,7 +174,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="measured transfers per case")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "mover.json")
     options = parser.parse_args()
-    before = machine()
+    before = machine(grpcio=grpc.__version__)
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     source = context.Process(target=source_main, args=(there, options.mib), daemon=True)

@@ -15,8 +15,6 @@ import gc
 import gzip
 import json
 import multiprocessing
-import os
-import platform
 import statistics
 import subprocess
 import tempfile
@@ -26,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+from machine import machine
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -220,19 +219,6 @@ def show_parts(shares: dict[str, dict[str, float]]) -> None:
     for part in next(iter(shares.values())):
         table.add_row(part, *(f"{of.get(part, 0.0):.1%}" for of in shares.values()))
     Console(width=140).print(table)
-
-
-def machine() -> Row:
-    """What the figures were taken on."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "kernel": platform.release(),
-        "load_1min": round(os.getloadavg()[0], 2),
-    }
 
 
 def options_given() -> argparse.Namespace:

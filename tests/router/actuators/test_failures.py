@@ -36,12 +36,12 @@ def others():
     ("answer", "reason"),
     [
         (500, "answered 500"),
-        ("hang", "no answer within 0.2 s"),
+        ("hang", "no whole answer within 0.2 s"),
         ({"choices": []}, "answered without"),
         ({"choices": [3], "kv_transfer_params": 3}, "answered without"),
         ({"choices": [{"disaggregated_params": []}], "kv_transfer_params": {}}, "answered without"),
-        (b"not json", "not JSON"),
-        (b"[1]", "expected an object"),
+        (b"not json", "JSON is malformed"),
+        (b"[1]", "Expected `object`"),
         ("refuse", "onnect"),
     ],
 )
@@ -68,7 +68,9 @@ def test_nixl_needs_blocks_to_hand_over():
     asyncio.run(go())
 
 
-@pytest.mark.parametrize(("answer", "reason"), [(500, "answered 500"), (b"x", "not JSON"), ("refuse", "onnect")])
+@pytest.mark.parametrize(
+    ("answer", "reason"), [(500, "answered 500"), (b"x", "JSON is malformed"), ("refuse", "onnect")]
+)
 @pytest.mark.parametrize("name", CONCURRENT)
 def test_a_prefill_worker_that_refuses_at_once_is_found_out(name, answer, reason):
     async def go():
@@ -91,7 +93,7 @@ def test_a_prefill_worker_that_hangs_ends_with_its_time_out(name):
             way = make_actuator(name, {"timeout_s": 0.1, "head_start_s": 0}, Random(1))
             prepared = await way.prepare(handover(p.url, p.url), post)
             assert prepared.patch and prepared.failed == ""
-            with pytest.raises(EngineError, match=r"no answer within 0\.1 s"):
+            with pytest.raises(EngineError, match=r"no whole answer within 0\.1 s"):
                 await prepared.beside
             assert not others()
 

@@ -308,7 +308,7 @@ def test_both_run_at_once_and_a_late_failure_is_told_by_the_task():
                 order(remote(), peer("p", p.url, address="a:1"), peer("d", address="b:1")), post
             )
             assert prepared.patch and not prepared.beside.done()
-            with pytest.raises(EngineError, match=r"no answer within 0\.2 s"):
+            with pytest.raises(EngineError, match=r"no whole answer within 0\.2 s"):
                 await prepared.beside
 
     asyncio.run(go())
