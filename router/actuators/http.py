@@ -15,7 +15,7 @@ ANSWER_BYTES_MAX = 64 << 20
 
 
 class HttpPost:
-    """A `Post` on a client session, which stays its maker's to close. A peer's credentials win over a call's headers."""
+    """A `Post` on a session, which stays its maker's to close. A peer's credentials win over a call's headers."""
 
     def __init__(self, session: aiohttp.ClientSession, *, answer_bytes_max: int = ANSWER_BYTES_MAX) -> None:
         self._session = session
