@@ -172,13 +172,13 @@ def test_an_answer_is_bounded_and_a_redirect_is_not_followed():
             one.answers |= {"/long": b"x" * 3000, "/moved": 302, "/ok": {"big": 2**63 + 1}}
             post._answer_bytes_max = 2000
             assert await post.get(peer("w", one.url + "/"), "/ok", 1) == {"big": 2**63 + 1}
-            with pytest.raises(EngineError, match=r"w: GET http://.*/long: answered 200: the answer is longer than 2000 bytes"):
+            with pytest.raises(EngineError, match=r"^w: .*: the answer is longer than 2000 bytes"):
                 await post.get(peer("w", one.url), "/long", 1)
             with pytest.raises(EngineError, match="answered 302"):
                 await post(peer("w", one.url), "/moved", {}, {}, 1)
             with pytest.raises(EngineError, match="cannot be written as JSON"):
                 await post(peer("w", one.url), "/ok", {"a": object()}, {}, 1)
-            with pytest.raises(EngineError, match="w: GET "):
+            with pytest.raises(EngineError, match="^w: "):
                 await post.get(peer("w", "no url"), "/ok", 1)
 
     asyncio.run(go())
