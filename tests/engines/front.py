@@ -136,11 +136,15 @@ class Router:
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
-            until(lambda: len(self._workers()) == self._count, f"{self._count} engines have joined", 60, self.tail)
+            until(self._is_complete, f"{self._count} engines have joined", 60, self.tail)
         except BaseException:
             self._end()
             raise
         return self
+
+    def _is_complete(self) -> bool:
+        assert self._process is not None and self._process.poll() is None, f"the router has ended: {self.tail()}"
+        return len(self._workers()) == self._count
 
     def __exit__(self, kind: object, *_: object) -> None:
         code = self._end()

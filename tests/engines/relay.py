@@ -78,8 +78,8 @@ class Relay:
                 there.start()
                 self._pump(publisher, subscriber, Losses(self._lose))
                 there.join()
-        with self._lock:
-            self._open -= {near, far}
+                with self._lock:
+                    self._open -= {near, far}
 
     def _lose(self) -> bool:
         self.lost += self._loses

@@ -6,9 +6,9 @@ answer tells what the router foretold of its prefix (`x-homing-prefix-tokens`) a
 """
 
 import collections
+import contextlib
 import itertools
 import random
-import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +30,7 @@ DEVICE_BLOCKS = 256
 CASES = 60
 CONVERSATIONS, TURNS = 6, 8
 AGREES = 0.95
+LOAD_TOKENS = 48
 GREEDY = {"model": MODEL, "temperature": 0, "extra_body": {"ignore_eos": True}}
 
 
@@ -79,11 +80,20 @@ def two_engines(folder, way):
 @pytest.fixture(scope="module", params=WAYS)
 def front(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("front")
-    with together(*two_engines(folder, request.param)) as engines:
-        with Router(folder, [engine.backend for engine in engines]) as router:
-            for engine in engines:
-                router.becomes(engine.name, "exact")
-            yield Front({engine.name: engine for engine in engines}, router, router.client, Tally())
+    engines = two_engines(folder, request.param)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(together(*engines))
+        backends = [{**engine.backend, "calibrate": True} for engine in engines]
+        router = stack.enter_context(Router(folder, backends))
+        for engine in engines:
+            router.becomes(engine.name, "exact")
+            calibrated(router, engine)
+        yield Front({engine.name: engine for engine in engines}, router, router.client, Tally())
+
+
+def calibrated(router, engine):
+    """Wait until the router has measured how quickly an engine computes."""
+    until(lambda: router.worker(engine.name)["prefill_s"]["samples"] >= 2, "its speed is known", 60)
 
 
 def asked(client, prompt, *, streams, tokens=12):
@@ -156,7 +166,7 @@ def test_the_same_text_as_the_engine_itself(front):
 
 
 def test_conversations_stay_with_their_cache(front):
-    histories = [[user(english(2000 + number, 40))] for number in range(CONVERSATIONS)]
+    histories = [[user(english(2000 + number, 120))] for number in range(CONVERSATIONS)]
     ways = [[] for _ in histories]
 
     def turn(number):
@@ -165,15 +175,18 @@ def test_conversations_stay_with_their_cache(front):
         way.append(answer)
         history += [{"role": "assistant", "content": answer.text}, user(english(3000 + 100 * number + len(way), 25))]
 
-    with ThreadPoolExecutor(3) as pool:
+    with ThreadPoolExecutor(CONVERSATIONS) as pool:
         for _ in range(TURNS):
             list(pool.map(turn, random.sample(range(CONVERSATIONS), CONVERSATIONS)))
     front.tally.answers["turns"] += itertools.chain(*ways)
     assert front.tally.share("turns") >= AGREES
+    print(f"turns are answered by {[''.join(answer.worker for answer in way) for way in ways]}")
     for way in ways:
         assert len({answer.worker for answer in way}) == 1, way
         for before, answer in itertools.pairwise(way):
             assert answer.found >= before.prompt_tokens // 32 * 32, (before, answer)
+            if answer.foretold != answer.found:
+                print(f"not as foretold after a prompt of {before.prompt_tokens} tokens and its answer: {answer}")
     assert {way[0].worker for way in ways} == set(front.engines)
 
 
@@ -211,28 +224,27 @@ class Outcome:
 
     streams: bool
     worker: str = ""
+    has_begun: bool = False
     tokens: int = 0
     error: Exception | None = None
     ended_s: float = 0.0
 
 
-def load(front, number):
-    """One request of the load."""
-    outcome = Outcome(streams=number % 3 > 0)
+def load(front, number, outcome):
+    """One request of the load; what becomes of it is written down as it goes."""
     prompt = english(6000 + number, [20, 150, 450][number % 3])
-    options = {**GREEDY, "prompt": prompt, "max_tokens": 32, "stream": outcome.streams}
+    options = {**GREEDY, "prompt": prompt, "max_tokens": LOAD_TOKENS, "stream": outcome.streams}
+    if outcome.streams:
+        options["stream_options"] = {"include_usage": True}
     try:
         raw = front.client.completions.with_raw_response.create(**options)
         outcome.worker = raw.headers["x-homing-worker"]
-        if outcome.streams:
-            for chunk in raw.parse():
-                outcome.tokens += bool(chunk.choices)
-        else:
-            outcome.tokens = raw.parse().usage.completion_tokens
+        for part in raw.parse() if outcome.streams else [raw.parse()]:
+            outcome.has_begun = True
+            outcome.tokens = part.usage.completion_tokens if part.usage else 0
     except openai.OpenAIError as error:
         outcome.error = error
     outcome.ended_s = time.monotonic()
-    return outcome
 
 
 def test_an_engine_is_killed_under_load_and_comes_back(front):
@@ -244,25 +256,38 @@ def test_an_engine_is_killed_under_load_and_comes_back(front):
 
     def client():
         while not stop.is_set():
-            outcomes.append(load(front, next(numbers)))
+            number = next(numbers)
+            outcome = Outcome(streams=number % 3 > 0)
+            outcomes.append(outcome)
+            load(front, number, outcome)
+
+    def is_busy():
+        """It has begun to answer some and not others, and the load is well under way."""
+        begun = [each for each in outcomes if each.worker == known and each.has_begun and not each.ended_s]
+        busy = router.worker(known)["running_requests"]
+        return bool(begun) and busy >= len(begun) + 2 and sum(each.ended_s > 0 for each in outcomes) >= 10
 
     with ThreadPoolExecutor(10) as pool:
         clients = [pool.submit(client) for _ in range(10)]
-        until(lambda: sum(outcome.worker == known for outcome in outcomes) >= 6, "the load reached it", 60)
-        victim.kill()
-        killed_s = time.monotonic()
-        forgotten_s = until(lambda: router.worker(known) is None, "the index has forgotten it", 20)
-        until(lambda: sum(outcome.ended_s > killed_s for outcome in outcomes) >= 15, "the load went on", 120)
-        stop.set()
+        try:
+            until(is_busy, "the load reached it", 120)
+            killed_s = time.monotonic()
+            victim.kill()
+            until(lambda: router.worker(known) is None, "the index has forgotten it", 20)
+            forgotten_s = time.monotonic() - killed_s
+            until(lambda: sum(outcome.ended_s > killed_s for outcome in outcomes) >= 15, "the load went on", 120)
+        finally:
+            stop.set()
         for each in clients:
             each.result()
     broken = [outcome for outcome in outcomes if outcome.error is not None]
     retried = router.log.read_text().count("attempt failed")
-    print(f"{len(outcomes)} requests, {len(broken)} streams broken, {retried} tried elsewhere; forgotten in {forgotten_s:.2f} s")
-    assert all(outcome.streams and outcome.tokens for outcome in broken), "what had no token yet must not fail"
+    told = f"{len(broken)} streams broken, {retried} attempts failed; forgotten in {forgotten_s:.2f} s"
+    print(f"{len(outcomes)} requests, {told}")
+    assert all(outcome.streams and outcome.has_begun for outcome in broken), "what had no token yet must not fail"
     assert all(isinstance(outcome.error, openai.APIError) and "worker A" in str(outcome.error) for outcome in broken)
     assert broken and retried, "the engine died when nothing could be seen of it"
-    assert all(outcome.tokens == 32 for outcome in outcomes if outcome.error is None)
+    assert all(outcome.tokens == LOAD_TOKENS for outcome in outcomes if outcome.error is None)
     comes_back(front, victim)
 
 
@@ -272,15 +297,13 @@ def comes_back(front, victim):
     victim.start()
     joined_s = until(lambda: router.worker(victim.name) is not None, "it joined again", 20)
     router.becomes(victim.name, "exact")
-    fresh = (english(number, 60) for number in itertools.count(7000))
-    with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda prompt: asked(front.client, prompt, streams=True), itertools.islice(fresh, 12)))
-    used = collections.Counter(answer.worker for answer in answers)
+    calibrated(router, victim)
+    with ThreadPoolExecutor(12) as pool:
+        prompts = [english(7000 + number, 90) for number in range(12)]
+        first = list(pool.map(lambda prompt: asked(front.client, prompt, streams=True), prompts))
+    again = [asked(front.client, prompt, streams=False) for prompt in prompts]
+    used = collections.Counter(answer.worker for answer in first)
     print(f"joined {joined_s:.2f} s after it was healthy; then {dict(used)}")
     assert used[victim.name]
-    prompts = [english(number, 60) for number in range(7000, 7012, 2)] + [english(9000, 30)]
-    pairs = router.compare(victim, prompts)
-    assert all(foretold == found for foretold, found in pairs), pairs
-    assert any(found for _, found in pairs)
-
-
+    assert all(answer.foretold == answer.found for answer in again), again
+    assert any(answer.found for answer in again if answer.worker == victim.name)

@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 LOOK_AGAIN_S: Final = (0.5, 1.0, 2.0, 5.0, 10.0)
 """Between two looks for an engine that is not there: ever longer."""
+LOOK_SHARE: Final = 0.3
+"""Of the time for which a worker may be silent: that long a look for its load takes at most, and one for its health."""
 HEAR_AGAIN_S: Final = 1.0
 """Between two tries to listen where it cannot be done."""
 WAITING_TOKENS: Final = 512
@@ -164,16 +166,23 @@ class Backend:
         self._join(adapter, described)
         self.problem = ""
         log.info("backend %s: %s %s serves %s", self.name, facts.kind, facts.version, ", ".join(described.aliases))
+        # Beside the looking: a slow engine takes longer for it than one may be silent.
+        measuring = asyncio.create_task(self._measure())
+        try:
+            while True:
+                await self._pause(self._around.poll_s)
+                problem = await self._look_at(adapter)
+                if problem:
+                    self._note(problem)
+                    return
+        finally:
+            measuring.cancel()
+
+    async def _measure(self) -> None:
         try:
             await self._around.calibrate(self)
-        except EngineError as error:
-            log.warning("backend %s: its speed could not be measured: %s", self.name, error)
-        while True:
-            await self._pause(self._around.poll_s)
-            problem = await self._look_at(adapter)
-            if problem:
-                self._note(problem)
-                return
+        except (EngineError, TimeoutError) as error:
+            log.warning("backend %s: its speed could not be measured: %s", self.name, str(error) or "it took too long")
 
     def _join(self, adapter: Adapter, described: Description) -> None:
         around = self._around
@@ -261,13 +270,15 @@ class Backend:
         asked_s = asyncio.get_running_loop().time()
         if any(self._around.driver.scheduler.fleet.get(worker) is None for worker in self.workers):
             return self.problem or "the fleet gave it up"
+        limit_s = self._around.lost_after_s * LOOK_SHARE
         try:
-            loads = await adapter.load()
-            if not loads and not await adapter.is_healthy():
-                return "it says that it is not well"
-        except EngineError as error:
+            async with asyncio.timeout(limit_s):
+                loads = await adapter.load()
+                if not loads and not await adapter.is_healthy():
+                    return "it says that it is not well"
+        except (EngineError, TimeoutError) as error:
             if not await self._lives(adapter, asked_s):
-                return str(error)
+                return str(error) or f"it says nothing of itself for {limit_s:g} s"
             loads = tuple(rank.load for rank in self._ranks)
         # An engine that does not tell its load is alive all the same: what it does for us is known.
         for rank, load in zip_longest(self._ranks, loads[: len(self._ranks)], fillvalue=EngineLoad()):
@@ -278,14 +289,15 @@ class Backend:
         return ""
 
     async def _lives(self, adapter: Adapter, since_s: float) -> bool:
-        """Whether it answers, however slowly: a health check, or bytes of an answer in the last seconds."""
-        try:
-            if await adapter.is_healthy():
-                return True
-        except EngineError:
-            pass
+        """Whether it answers, however slowly: bytes of an answer in the last seconds, or a health check."""
         recently_s = since_s - self._around.lost_after_s
-        return any(rank.endpoint.upstream.heard_since(recently_s) for rank in self._ranks) and self._is_listening()
+        if self._is_listening() and any(rank.endpoint.upstream.heard_since(recently_s) for rank in self._ranks):
+            return True
+        try:
+            async with asyncio.timeout(self._around.lost_after_s * LOOK_SHARE):
+                return await adapter.is_healthy()
+        except (EngineError, TimeoutError):
+            return False
 
     def _is_listening(self) -> bool:
         return not any(rank.endpoint.upstream.refused for rank in self._ranks)
