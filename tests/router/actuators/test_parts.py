@@ -178,7 +178,7 @@ def test_an_answer_is_bounded_and_a_redirect_is_not_followed():
                 await post(peer("w", one.url), "/moved", {}, {}, 1)
             with pytest.raises(EngineError, match="cannot be written as JSON"):
                 await post(peer("w", one.url), "/ok", {"a": object()}, {}, 1)
-            with pytest.raises(EngineError, match="^w: "):
+            with pytest.raises(EngineError, match=r"^w: "):
                 await post.get(peer("w", "no url"), "/ok", 1)
 
     asyncio.run(go())
