@@ -257,7 +257,7 @@ def summary(case: Case, name: str, samples: Sequence[Sample], direct: Sequence[S
         "added_first_byte_ms": round(added("first_ms"), 3),
         "added_whole_ms": round(added("whole_ms"), 3),
         "requests_per_s": round(median("requests_per_s")),
-        "requests_per_s_core": round(1e6 / cpu_us) if (cpu_us := median("cpu_us")) else None,
+        "requests_per_s_core": round(1e6 / cpu_us) if (cpu_us := median("cpu_us")) else 0,
         "cpu_us_per_request": round(cpu_us),
         "at_holder": round(median("at_holder"), 3) if any(one.at_holder for one in samples) else None,
         "rss_mib": round(median("rss_mib"), 1),
