@@ -33,6 +33,14 @@ class WanThread:
 
         return asyncio.run_coroutine_threadsafe(opened(), self._loop).result(10)
 
+    def bytes_carried(self) -> int:
+        """What came back over all links so far."""
+
+        async def carried() -> int:
+            return sum(wan.bytes_carried("there", "here") for wan in self._wans)
+
+        return asyncio.run_coroutine_threadsafe(carried(), self._loop).result(10)
+
     def close(self) -> None:
         async def closed() -> None:
             await asyncio.gather(*(wan.close() for wan in self._wans))
