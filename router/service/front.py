@@ -177,6 +177,10 @@ class Front:
     async def close(self) -> None:
         """Close everything. Idempotent."""
         await self._server.close(grace_s=0.2)
+        asking = list(self.door.parts.carrier.asking)
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
         if self._telling is not None:
             self._telling.cancel()
         if self._ext_proc is not None:

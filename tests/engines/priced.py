@@ -7,11 +7,9 @@ A test wants a plan to be the cheapest, and makes it so by what really makes it 
 prompt, a cache that holds the prefix, a role. It says so to nobody: `until_priced` asks what the router would do now.
 """
 
-import contextlib
 import dataclasses
 import itertools
 import json
-import os
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,7 +41,6 @@ LINKS = {
 NEAR: dict[str, Any] = {"bytes_per_s": 1.25e9, "rtt_s": 0.0002}
 CALIBRATED = 2
 """Measured prompts of an engine that has just joined."""
-SPIN_SEEN_S = 3.0
 BUSY_WORDS = 1_500
 BUSY_S = 1.0
 BUSY_WAIT_S = 1.5
@@ -60,19 +57,9 @@ class MovingEngine(PublishingEngine):
 
     def data_address(self) -> str:
         """Where its connector of Homing's listens."""
-        params = {"homing": {"sources": []}}
+        params: dict[str, Any] = {"homing": {"sources": []}}
         answer = self.complete("hello", tokens=1, kv_transfer_params=params)
         return str(answer["kv_transfer_params"]["homing"]["address"])
-
-    def calm(self) -> None:
-        """Let the threads give way that are busy while it has nothing to do: NIXL's poll without a pause."""
-        assert self._process is not None
-        before = _thread_seconds(self._process.pid)
-        time.sleep(SPIN_SEEN_S)
-        after = _thread_seconds(self._process.pid)
-        for thread, seconds in after.items():
-            if seconds - before.get(thread, seconds) > SPIN_SEEN_S / 10:
-                os.setpriority(os.PRIO_PROCESS, thread, 19)
 
     def locally(self, prompt: str, tokens: int) -> str:
         """What it says without anybody's KV, its own of earlier included."""
@@ -131,8 +118,10 @@ class Reply:
 class PricedRouter(Router):
     """A `homing serve` that knows two sites and the link between them."""
 
-    def __init__(self, folder: Path, places: Sequence[Place], link: tuple[float, float], *, site: str = "door") -> None:
-        super().__init__(folder, [place.backend for place in places], site=site)
+    def __init__(
+        self, folder: Path, places: Sequence[Place], link: tuple[float, float], *, site: str = "door", **router: Any
+    ) -> None:
+        super().__init__(folder, [place.backend for place in places], site=site, **router)
         bits_per_s, delay_s = link
         between = {"source": "a", "target": "b", "bytes_per_s": bits_per_s / 8, "rtt_s": 2 * delay_s}
         told = json.loads(self._file.read_text())
@@ -246,19 +235,6 @@ def greedy(prompt: str | list[int], tokens: int) -> dict[str, Any]:
 
 def text_of(answer: Mapping[str, Any]) -> str:
     return str(answer["choices"][0]["text"])
-
-
-def _thread_seconds(group: int) -> dict[int, float]:
-    """CPU time of every thread of a process group."""
-    found = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            if int(stat.read_text().rpartition(")")[2].split()[2]) != group:
-                continue
-            for thread in stat.parent.glob("task/[0-9]*/stat"):
-                fields = thread.read_text().rpartition(")")[2].split()
-                found[int(thread.parent.name)] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return found
 
 
 @contextmanager

@@ -219,6 +219,10 @@ def interrupted(stage, prompt, *, streams):
 # -- vLLM's NixlConnector -----------------------------------------------------------------------------------------
 
 
+NIXL_LOST_AFTER_S = 30.0
+"""A thread of each engine polls without a pause: on few cores everything else answers late."""
+
+
 def nixl_kv():
     return {
         "kv_connector": "NixlConnector",
@@ -268,7 +272,7 @@ def nixl_standing(pair, line, folder, link):
         Place(engine=engine, site=site, role=role, connector={"name": "nixl"})
         for engine, site, role in zip(pair, "ab", HOLDER, strict=True)
     ]
-    with PricedRouter(folder, places, LINKS[link], site="b") as router:
+    with PricedRouter(folder, places, LINKS[link], site="b", lost_after_s=NIXL_LOST_AFTER_S) as router:
         yield Stage(World(kind="remote", link=link, roles=HOLDER, busy="B"), *pair, router, line.bytes_carried)
 
 

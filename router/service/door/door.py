@@ -45,7 +45,7 @@ class Door:
     """Handles requests of an `HttpServer`."""
 
     def __init__(self, parts: DoorParts) -> None:
-        self._parts = parts
+        self.parts = parts
         self._driver = parts.carrier.driver
         self._endpoints = parts.carrier.endpoints
         self.reader = CallReader(parts.reader_of, parts.carrier.driver.is_open)
@@ -69,7 +69,7 @@ class Door:
         except DoorError as error:
             self._tell(error, responder, request_id)
         except TimeoutError:
-            detail = f"the request did not end within {self._parts.request_timeout_s:g} s"
+            detail = f"the request did not end within {self.parts.request_timeout_s:g} s"
             self._tell(DoorError(504, detail, "server_error", "timeout"), responder, request_id)
         except Exception:
             log.exception("request %s: %s %s failed", request_id, request.method, request.path)
@@ -109,12 +109,12 @@ class Door:
         call = read_call(request, request_id)
         alias, profile = self._named(call.model)
         if self._endpoints.alias(call.model) is None:
-            async with asyncio.timeout(self._parts.request_timeout_s):
-                await self._parts.native.answer(call, responder)
+            async with asyncio.timeout(self.parts.request_timeout_s):
+                await self.parts.native.answer(call, responder)
             return
         core_request, prompt = await self.reader.read(call, alias, profile, self._driver.now())
-        forwarding = Forwarding(self._parts.carrier, call, core_request, prompt, responder)
-        async with asyncio.timeout(self._parts.request_timeout_s):
+        forwarding = Forwarding(self.parts.carrier, call, core_request, prompt, responder)
+        async with asyncio.timeout(self.parts.request_timeout_s):
             await forwarding.run()
 
     def _named(self, name: str) -> tuple[Alias, ModelProfile]:
@@ -125,7 +125,7 @@ class Door:
             raise DoorError(503, detail, "server_error", "no_worker", retry_after_s=1.0)
         alias = alias or Alias(ModelName(name))
         profile = self._driver.scheduler.models.get(alias.model)
-        if profile is None and self._parts.is_looking():
+        if profile is None and self.parts.is_looking():
             detail = f"no engine is known to serve {name} yet; engines are still looked for"
             raise DoorError(503, detail, "server_error", "no_worker", retry_after_s=1.0)
         if profile is None:
@@ -205,7 +205,7 @@ class Door:
         responder.send(200, b"ok\n", {"content-type": "text/plain", "x-request-id": request_id})
 
     async def _tell_ready(self, request: HttpRequest, responder: Responder, request_id: str) -> None:
-        problem = self._parts.not_ready()
+        problem = self.parts.not_ready()
         headers = {"content-type": "text/plain", "x-request-id": request_id}
         responder.send(503 if problem else 200, f"{problem or 'ready'}\n".encode(), headers)
 

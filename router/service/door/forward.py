@@ -212,7 +212,7 @@ class Forwarding:
         except asyncio.CancelledError:
             # OpenAI's client goes when it has read the last event, which may be before the end of the HTTP answer.
             if reader.is_over:
-                self._told.finished(decision, endpoint, reader.usage, reader.events)
+                self._told.settle_alone(decision, endpoint, reader.usage, reader.events)
             raise
         if not responder.started:
             responder.start(head.status, headers)

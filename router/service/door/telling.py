@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from homing.router.actuators.types import Post
+from homing.router.actuators.types import Actuator, Post
 from homing.router.core.events import (
     DecodeMeasured,
     DispatchFailed,
@@ -35,6 +35,8 @@ class Carrier:
     post: Post
     hits: Hits
     tracing: Tracing | None = None
+    asking: "set[asyncio.Task[None]]" = field(default_factory=set)
+    """Questions about transfers whose clients have left already."""
 
 
 class Telling:
@@ -44,6 +46,7 @@ class Telling:
         self._driver = carrier.driver
         self._endpoints = carrier.endpoints
         self._hits = carrier.hits
+        self._asking = carrier.asking
         self._span = None if carrier.tracing is None else carrier.tracing.begin(call)
         self._call = call
         self._request = request
@@ -85,13 +88,30 @@ class Telling:
 
     async def settle(self, decision: Decision, endpoint: Endpoint, usage: Usage | None, events: int) -> None:
         """The client has its answer, and may leave; the core is to hear of all that was measured all the same."""
+        asking = self._ask_of_transfers(decision, endpoint, usage)
         try:
-            await self._learn_transfers(decision, endpoint, usage)
+            if asking is not None:
+                await asyncio.shield(asking)
         finally:
-            self.finished(decision, endpoint, usage, events)
+            self._finish(decision, endpoint, usage, events)
 
-    def finished(self, decision: Decision, endpoint: Endpoint, usage: Usage | None, events: int) -> None:
-        """The answer is complete."""
+    def settle_alone(self, decision: Decision, endpoint: Endpoint, usage: Usage | None, events: int) -> None:
+        """The same for a client that has left already."""
+        self._ask_of_transfers(decision, endpoint, usage)
+        self._finish(decision, endpoint, usage, events)
+
+    def _ask_of_transfers(
+        self, decision: Decision, endpoint: Endpoint, usage: Usage | None
+    ) -> "asyncio.Task[None] | None":
+        """Ask how the plan's transfers went, whether anybody waits for it or not."""
+        if endpoint.actuator is None or not decision.plan.moves:
+            return None
+        task = asyncio.create_task(self._learn_transfers(endpoint.actuator, decision, usage))
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+        return task
+
+    def _finish(self, decision: Decision, endpoint: Endpoint, usage: Usage | None, events: int) -> None:
         output_tokens = events
         if usage is not None:
             output_tokens = usage.completion_tokens or events
@@ -145,12 +165,10 @@ class Telling:
                 PrefillMeasured(worker_id=plan.decode, cached_tokens=end - computed, end_tokens=end, seconds=seconds)
             )
 
-    async def _learn_transfers(self, decision: Decision, endpoint: Endpoint, usage: Usage | None) -> None:
-        if endpoint.actuator is None or not decision.plan.moves:
-            return
+    async def _learn_transfers(self, actuator: Actuator, decision: Decision, usage: Usage | None) -> None:
         home = self._driver.scheduler.world.site
         peers = self._endpoints.peers()
-        for event in await transfers_told(endpoint.actuator, self._call, decision, peers, usage, home):
+        for event in await transfers_told(actuator, self._call, decision, peers, usage, home):
             self._driver.feed(event)
 
     def _learn_hits(self, decision: Decision, endpoint: Endpoint, usage: Usage) -> None:
