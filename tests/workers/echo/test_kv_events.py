@@ -63,42 +63,46 @@ async def replay(server, context, start):
 @on_a_loop
 async def test_stored_blocks_are_told_live_and_replayed(salt):
     context = zmq.asyncio.Context()
-    async with serving(kv_events=KvEventSettings(topic="kv@echo")) as (server, client):
-        socket = await listening(server, context)
-        more = {"cache_salt": salt} if salt else {}
-        await (await client.post("/v1/chat/completions", json=chat("x" * 40, max_tokens=1, **more))).json()
-        topic, number, payload = await socket.recv_multipart()
-        assert topic == b"kv@echo"
-        (event,) = events_in(payload)
-        tokens = list(b"user: " + b"x" * 40 + b"\nassistant: ")
-        assert event["type"] == "BlockStored"
-        assert (event["block_size"], event["medium"], event["parent_block_hash"]) == (16, "GPU", None)
-        assert event["token_ids"] == tokens[: len(tokens) // 16 * 16]
-        assert event["extra_keys"] == [[salt] if salt else None, None, None]
-        first = block_digest(None, tokens[:16], (("cache_salt", salt),) if salt else ())
-        assert event["block_hashes"][:2] == [
-            on_the_wire(first),
-            on_the_wire(block_digest(first, tokens[16:32])),
-        ]
-        again = await replay(server, context, int.from_bytes(number, "big"))
-        assert again == [(topic, int.from_bytes(number, "big"), payload)]
-        await client.post("/reset_prefix_cache")
-        assert events_in((await socket.recv_multipart())[2]) == [{"type": "AllBlocksCleared"}]
-        source = (await (await client.get("/kv_event_sources")).json())["0"]
-        assert source["topic"] == "kv@echo"
-        assert source["endpoint"].rpartition(":")[2] == server.publisher.endpoint.rpartition(":")[2]
-    context.destroy(linger=0)
+    try:
+        async with serving(kv_events=KvEventSettings(topic="kv@echo")) as (server, client):
+            socket = await listening(server, context)
+            more = {"cache_salt": salt} if salt else {}
+            await (await client.post("/v1/chat/completions", json=chat("x" * 40, max_tokens=1, **more))).json()
+            topic, number, payload = await socket.recv_multipart()
+            assert topic == b"kv@echo"
+            (event,) = events_in(payload)
+            tokens = list(b"user: " + b"x" * 40 + b"\nassistant: ")
+            assert event["type"] == "BlockStored"
+            assert (event["block_size"], event["medium"], event["parent_block_hash"]) == (16, "GPU", None)
+            assert event["token_ids"] == tokens[: len(tokens) // 16 * 16]
+            assert event["extra_keys"] == [[salt] if salt else None, None, None]
+            first = block_digest(None, tokens[:16], (("cache_salt", salt),) if salt else ())
+            assert event["block_hashes"][:2] == [
+                on_the_wire(first),
+                on_the_wire(block_digest(first, tokens[16:32])),
+            ]
+            again = await replay(server, context, int.from_bytes(number, "big"))
+            assert again == [(topic, int.from_bytes(number, "big"), payload)]
+            await client.post("/reset_prefix_cache")
+            assert events_in((await socket.recv_multipart())[2]) == [{"type": "AllBlocksCleared"}]
+            source = (await (await client.get("/kv_event_sources")).json())["0"]
+            assert source["topic"] == "kv@echo"
+            assert source["endpoint"].rpartition(":")[2] == server.publisher.endpoint.rpartition(":")[2]
+    finally:
+        context.destroy(linger=0)
 
 
 @on_a_loop
 async def test_a_replay_that_lost_its_begin_starts_later():
     context = zmq.asyncio.Context()
-    async with serving(kv_events=KvEventSettings(buffer_steps=3)) as (server, _):
-        for _ in range(5):
-            server.publisher.publish([])
-        assert [number for _, number, _ in await replay(server, context, 0)] == [2, 3, 4]
-        assert await replay(server, context, 5) == []
-    context.destroy(linger=0)
+    try:
+        async with serving(kv_events=KvEventSettings(buffer_steps=3)) as (server, _):
+            for _ in range(5):
+                server.publisher.publish([])
+            assert [number for _, number, _ in await replay(server, context, 0)] == [2, 3, 4]
+            assert await replay(server, context, 5) == []
+    finally:
+        context.destroy(linger=0)
 
 
 class Listener:
