@@ -136,6 +136,7 @@ async def test_a_body_that_nobody_takes_yet_waits_and_slows_the_engine():
             writer.write(bytes(100_000))
             await writer.drain()
             sent += 100_000
+        await reader.read()  # until the client has all of it and leaves
 
     async with scripted(script) as engine:
         up = upstream(engine)
