@@ -14,8 +14,6 @@ the prefixes of a long prompt. Needs the engines that `tests/engines/environment
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -26,6 +24,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from machine import machine
 from rich.console import Console
 from rich.table import Table
 
@@ -205,21 +204,6 @@ def _asking(*sources: dict[str, Any]) -> dict[str, Any]:
     return {"kv_transfer_params": {"homing": {"sources": list(sources), "publish": {"lease_s": 60}}}}
 
 
-def machine() -> dict[str, Any]:
-    """Where this was measured."""
-    models = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return {
-        "cpu": models[0] if models else platform.processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "vllm": VLLM,
-        "torch": TORCH,
-        "load_1min": round(os.getloadavg()[0], 2),
-    }
-
-
 def measure(short: bool, repeats: int) -> tuple[list[Row], list[Crossover]]:
     """All rows, and where they cross."""
     lengths, links = (SHORT_LENGTHS, SHORT_LINKS) if short else (LENGTHS, LINKS)
@@ -267,7 +251,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2, help="measured answers per cell")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "vllm_moves.json")
     options = parser.parse_args()
-    before = machine()
+    before = machine(vllm=VLLM, torch=TORCH)
     rows, crossovers = measure(options.short, 1 if options.short else options.repeats)
     show(rows, crossovers)
     options.output.parent.mkdir(parents=True, exist_ok=True)

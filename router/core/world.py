@@ -158,8 +158,9 @@ class World:
             index.check()
 
     def _learn_transfer(self, done: TransferFinished, now: float) -> None:
-        age_s = self.fleet.ledger.flow_age_s(done.request_id, done.source, done.target, now)
-        flows = self.fleet.ledger.release_flow(done.request_id, done.source, done.target, now)
+        ledger = self.fleet.ledger
+        age_s = None if done.complete else ledger.flow_age_s(done.request_id, done.source, done.target, now)
+        flows = ledger.release_flow(done.request_id, done.source, done.target, now)
         link = self._link(done.source, done.target)
         if link is None:
             return

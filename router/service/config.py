@@ -159,11 +159,8 @@ def _contradictions(config: Config) -> Iterable[str]:
     except ConfigError as error:
         yield str(error)
     for position, backend in enumerate(config.backends):
-        if backend.role != "both" and backend.connector is None:
-            yield (
-                f"backends[{position}].role: {backend.role!r} needs a connector that hands KV over; name one in "
-                "connector, or let the engine do both"
-            )
+        if backend.role_problem:
+            yield f"backends[{position}].{backend.role_problem}"
     if config.sites:
         yield from _unknown_sites(config)
 

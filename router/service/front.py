@@ -138,7 +138,9 @@ class Front:
         except ImportError as error:
             raise ConfigError(f"router.ext_proc: needs more packages: pip install 'homing[envoy]' ({error})") from error
         router = self._config.router
-        picker = self._picker = EndpointPicker(self._driver, self.endpoints, self.door.reader, HttpPost(self._session))
+        picker = self._picker = EndpointPicker(
+            self._driver, self.endpoints, self.door.reader, self.door.parts.carrier.post
+        )
         limits = Limits(body_bytes_max=router.body_bytes_max, pick_timeout_s=router.request_timeout_s)
         self._ext_proc = ExtProcServer(picker, limits)
         self.ext_proc_port = await self._ext_proc.start(address)

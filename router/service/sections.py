@@ -172,3 +172,10 @@ class BackendSection(Section, frozen=True):
     def name(self) -> str:
         """Its id, or what stands for one."""
         return self.id or self.url.partition("://")[2].strip("/").replace("[", "").replace("]", "").replace("@", "-")
+
+    @property
+    def role_problem(self) -> str:
+        """Why it cannot have its role; empty if it can."""
+        if self.role == "both" or self.connector is not None:
+            return ""
+        return f"role: {self.role!r} needs a connector that hands KV over; name one in connector, or let the engine do both"

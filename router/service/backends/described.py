@@ -158,8 +158,8 @@ def check(section: BackendSection) -> None:
             "backends: url: holds a user or a password, which would be shown to all who ask for the fleet; put the key "
             "into the environment and name it in api_key_env"
         )
-    if section.role != "both" and section.connector is None:
-        raise ConfigError(f"{where}.role: {section.role!r} needs a connector that hands KV over; name one in connector")
+    if section.role_problem:
+        raise ConfigError(f"{where}.{section.role_problem}")
     credentials(section)
 
 

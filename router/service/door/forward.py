@@ -55,7 +55,7 @@ class Forwarding:
         self._answer: Answer | None = None
         self._decision: Decision | None = None
         self._failed_prefill = False
-        self._last_failure: tuple[int, dict[str, str], bytes] | None = None
+        self._last_failure: tuple[int, bytes, dict[str, str]] | None = None
         self._said_no: set[WorkerId] = set()
 
     def put_nowait(self, command: RequestCommand, /) -> None:
@@ -93,14 +93,9 @@ class Forwarding:
             return
         if self._last_failure is not None:
             # The engine's own words say more than that nobody else was left to ask.
-            self._responder.send(*self._last_failure_parts())
+            self._responder.send(*self._last_failure)
             return
         raise refused(command)
-
-    def _last_failure_parts(self) -> tuple[int, bytes, dict[str, str]]:
-        assert self._last_failure is not None
-        status, headers, body = self._last_failure
-        return status, body, headers
 
     # -- one attempt ----------------------------------------------------------------------------------------------
 
@@ -115,7 +110,7 @@ class Forwarding:
         if self._last_failure is not None and worker in self._said_no:
             # Nobody else was left, and who said no a moment ago would say it again.
             self._told.is_over = True
-            self._responder.send(*self._last_failure_parts())
+            self._responder.send(*self._last_failure)
             return
         if endpoint.actuator is None or not (decision.plan.moves or endpoint.prepares_local):
             await self._ask(decision, endpoint, Prepared())
@@ -266,7 +261,7 @@ class Forwarding:
             return
         body = b"".join(parts)
         if head.status in _RETRIED_STATUSES:
-            self._last_failure = (head.status, headers, body)
+            self._last_failure = (head.status, body, headers)
             self._said_no.add(endpoint.worker)
             reason = f"worker {endpoint.worker} answered {head.status}: {body[:200].decode('utf-8', 'replace')}"
             self._broke(endpoint.worker, reason)
