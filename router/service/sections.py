@@ -178,4 +178,5 @@ class BackendSection(Section, frozen=True):
         """Why it cannot have its role; empty if it can."""
         if self.role == "both" or self.connector is not None:
             return ""
-        return f"role: {self.role!r} needs a connector that hands KV over; name one in connector, or let the engine do both"
+        fix = "name one in connector, or let the engine do both"
+        return f"role: {self.role!r} needs a connector that hands KV over; {fix}"
