@@ -17,6 +17,8 @@ from .transfer import BlockMemory, Export, HandoverExport, RefusedError
 
 WAIT_S = 120.0
 """How long someone who asks for a handover is kept waiting until the prefill has its blocks."""
+ENDS_MAX = 4096
+"""So many handovers that ended are remembered, the latest: who asks for one is told at once why it is not to be had."""
 
 
 class Handover:
@@ -62,8 +64,13 @@ class Handovers:
         self._memory = memory
         self._coming: dict[str, asyncio.Future[Handover]] = {}
         self._kept: dict[str, Handover] = {}
+        self._ended: dict[str, str] = {}
         self.on_room: Callable[[], None] = lambda: None
         """Called when blocks that were kept are given back."""
+
+    def announce(self, request_id: str) -> None:
+        """A prefill of this id will have blocks to hand over: who asks waits, however an earlier one ended."""
+        self._ended.pop(request_id, None)
 
     def begin(self, sequence: Sequence, blocks: range, lease_s: float) -> Handover:
         """A prefill has its blocks: keep those at `blocks` for whoever asks within `lease_s`."""
@@ -72,6 +79,7 @@ class Handovers:
         handover = Handover(sequence, blocks, self._memory)
         self._cache.pin(handover.export.blocks)
         self._kept[sequence.request_id] = handover
+        self.announce(sequence.request_id)
         coming = self._coming.pop(sequence.request_id, None)
         if coming is not None and not coming.done():
             coming.set_result(handover)
@@ -82,9 +90,11 @@ class Handovers:
     async def take(self, request_id: str, keys: Seq[BlockKey]) -> tuple[Export, Callable[[], None]]:
         """The export of a request's handover, and what to call once when nobody reads it any more.
 
-        Waits until the prefill has come, at most WAIT_S. Raises RefusedError when it does not come, when the handover
-        was taken or given up before, and when its blocks are not those of `keys`.
+        Waits until the prefill has come, at most WAIT_S. Raises RefusedError when it does not come, at once when the
+        handover was taken or given up before, and when its blocks are not those of `keys`.
         """
+        if request_id in self._ended:
+            raise RefusedError(self._ended[request_id])
         if request_id not in self._kept:
             await self._come(request_id)
         handover = self._kept.get(request_id)
@@ -93,6 +103,7 @@ class Handovers:
         if tuple(keys) != handover.keys:
             raise RefusedError(f"the handover of request {request_id!r} is of another prompt or other blocks")
         del self._kept[request_id]
+        self._remember(request_id, f"the handover of request {request_id!r} was taken before")
         return handover.export, lambda: self._give_back(handover)
 
     async def _come(self, request_id: str) -> None:
@@ -111,7 +122,7 @@ class Handovers:
                 del self._coming[request_id]
 
     def drop(self, request_id: str, reason: str) -> None:
-        """Give a handover up, whether it has begun or not: who waits for it is refused, what it kept is unpinned."""
+        """Give a handover up, begun or not: who waits or asks later is refused, and what it kept is unpinned."""
         coming = self._coming.pop(request_id, None)
         if coming is not None and not coming.done():
             coming.set_exception(RefusedError(reason))
@@ -119,6 +130,12 @@ class Handovers:
         handover = self._kept.pop(request_id, None)
         if handover is not None:
             self._give_back(handover)
+        self._remember(request_id, reason)
+
+    def _remember(self, request_id: str, reason: str) -> None:
+        self._ended[request_id] = reason
+        if len(self._ended) > ENDS_MAX:
+            del self._ended[next(iter(self._ended))]
 
     def _give_back(self, handover: Handover) -> None:
         self._cache.unpin(handover.export.blocks)

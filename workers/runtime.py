@@ -100,6 +100,8 @@ class WorkerRuntime:
         if needed > self.cache.total:
             raise ValueError(f"request {request_id!r} needs {needed} KV blocks, this worker has {self.cache.total}")
         self._jobs[request_id] = job
+        if job.handover_blocks:
+            self.handovers.announce(request_id)
         self.idle.clear()
         self.on_load()
         self.batcher.submit(job.sequence)

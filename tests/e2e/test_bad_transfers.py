@@ -232,6 +232,23 @@ def test_a_prefill_that_breaks_while_its_blocks_are_shipped(how: str) -> None:
     run(check())
 
 
+def test_who_asks_for_the_blocks_of_a_prefill_that_broke_before_does_not_wait() -> None:
+    async def check() -> None:
+        async with worker("p") as prefiller, worker("d") as decoder:
+            prefiller.model.fail_at = 1
+            with pytest.raises(grpc.aio.AioRpcError):
+                await prefiller.prefill("r", PROMPT, range(BLOCKS))
+            async with asyncio.timeout(5):
+                answer = await decoder.decode("r", PROMPT, [prefiller.gives(SHIP, 0, BLOCKS)], output=8)
+            assert answer.tokens == await alone(PROMPT)
+            assert "on fire" in answer.transfer.reason
+            assert answer.start.computed_tokens == len(PROMPT)
+            await decoder.assert_idle()
+            await prefiller.assert_idle()
+
+    run(check())
+
+
 @pytest.mark.parametrize("temperature", [0.7, 1.5])
 def test_one_seed_gives_the_same_tokens_under_every_plan(temperature: float) -> None:
     async def check() -> None:

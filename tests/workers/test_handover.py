@@ -99,10 +99,8 @@ def test_a_handover_is_taken_once() -> None:
         sequence = site.prefill()
         site.begin(sequence)
         _, release = await site.asking(sequence)
-        second = await asked(site, sequence)
-        site.handovers.drop("r", "the prefill is over")
-        with pytest.raises(RefusedError, match="the prefill is over"):
-            await second
+        with pytest.raises(RefusedError, match="was taken before"):
+            await site.asking(sequence)
         site.ended(sequence)
         release()
         site.assert_nothing_kept()
@@ -220,8 +218,48 @@ def test_what_is_given_up_is_refused_and_free(begun: bool) -> None:
             site.handovers.drop("r", "the prefill broke")
             with pytest.raises(RefusedError, match="the prefill broke"):
                 await task
+        with pytest.raises(RefusedError, match="the prefill broke"):
+            await asyncio.wait_for(site.asking(sequence), 1)
         site.ended(sequence)
         site.assert_nothing_kept()
+
+    run(check())
+
+
+@pytest.mark.parametrize("announced", [False, True], ids=["begun again", "announced again"])
+def test_an_id_that_ended_can_come_again(announced: bool) -> None:
+    """Also while its prefill waits for room: who asks then must wait for it, not hear how an earlier one ended."""
+
+    async def check() -> None:
+        site = Site()
+        site.handovers.drop("r", "the prefill broke")
+        sequence = site.prefill()
+        if announced:
+            site.handovers.announce("r")
+            task = await asked(site, sequence)
+            site.begin(sequence)
+        else:
+            site.begin(sequence)
+            task = await asked(site, sequence)
+        _, release = await task
+        site.ended(sequence)
+        release()
+        site.assert_nothing_kept()
+
+    run(check())
+
+
+def test_ends_are_remembered_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ENDS_MAX", 3)
+    monkeypatch.setattr(module, "WAIT_S", 0.02)
+
+    async def check() -> None:
+        site = Site()
+        for number in range(5):
+            site.handovers.drop(str(number), "the prefill broke")
+        assert list(site.handovers._ended) == ["2", "3", "4"]
+        with pytest.raises(RefusedError, match="came within"):
+            await site.handovers.take("1", [])
 
     run(check())
 
