@@ -17,6 +17,7 @@ from homing.router.core.blocks import pack_tokens
 from .affixes import affixes
 from .lru import ExactCache
 from .safety import cut_rules
+from .words import words_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -28,7 +29,7 @@ LINE_PART_BYTES_MIN = 1024
 GROUP_BYTES_MIN = 16_384
 """A group ends at the first cut after so much text: a dozen of them are a prompt of 200 kB, where parts are 200."""
 INLINE_BYTES_MAX = 8192
-"""More than this is encoded in a thread: a millisecond or two, in which other requests would wait."""
+"""More than this is encoded in turns or in a thread: a millisecond or two, in which other requests would wait."""
 CACHE_BYTES = 64 << 20
 
 _WHOLE, _REST = 0, 1
@@ -58,6 +59,7 @@ class IncrementalTokenizer:
         self._cuts = re.compile(re.escape(self._rules.token.encode())) if self._rules.token else None
         self._group_ends = self._any_cut()
         self._anchor = self._rules.token if self._rules.anchored else ""
+        self._words = None if self._anchor else words_of(tokenizer, spec)
         self._cache = ExactCache(cache_bytes)
 
     @property
@@ -74,11 +76,7 @@ class IncrementalTokenizer:
         """The packed tokens of a text without special ones around it. Raises UnicodeEncodeError for lone surrogates."""
         parts, found, missing, groups = self._look_up(text)
         if missing:
-            if sum(len(parts[index]) for index in missing) <= INLINE_BYTES_MAX:
-                tokens = self._fresh(parts, missing)
-            else:
-                tokens = await asyncio.to_thread(self._fresh_of_many, parts, missing)
-            self._keep(parts, found, missing, tokens)
+            self._keep(parts, found, missing, await self._fresh_in_turns(parts, missing))
         self._keep_groups(parts, found, groups)
         return b"".join(found)
 
@@ -99,8 +97,10 @@ class IncrementalTokenizer:
         return [part for group in self._groups(text.encode()) for part in self._parts(group)]
 
     def check(self) -> None:
-        """The cache is within its bound."""
+        """What is remembered is within its bounds."""
         self._cache.check()
+        if self._words is not None:
+            self._words.check()
 
     def _any_cut(self) -> re.Pattern[bytes] | None:
         """What a group may end with: the added token, or a line feed before a letter or digit."""
@@ -176,26 +176,46 @@ class IncrementalTokenizer:
             found[index] = packed
             self._cache.put(parts[index], packed, kind=self._kind(index))
 
-    def _texts(self, parts: list[bytes], missing: list[int]) -> list[str]:
-        """What the tokenizer is given for parts: those that do not begin the text stand behind the anchor."""
-        return [(self._anchor if index else "") + parts[index].decode() for index in missing]
-
-    def _packed(self, ids: list[int], index: int) -> bytes:
-        return pack_tokens(ids[1:] if self._anchor and index else ids)
-
     def _fresh(self, parts: list[bytes], missing: list[int]) -> list[bytes]:
-        """Tokens of some parts, one after the other: a batch of one stays in this thread, and makes no offsets."""
-        encode = self._tokenizer.encode_batch_fast
-        texts = self._texts(parts, missing)
-        return [
-            self._packed(encode([text], add_special_tokens=False)[0].ids, index)
-            for index, text in zip(missing, texts, strict=True)
-        ]
+        """Tokens of some parts, one after the other."""
+        known = ((index, self._of_words(parts[index])) for index in missing)
+        return [self._encoded(parts, [index])[0] if packed is None else packed for index, packed in known]
 
-    def _fresh_of_many(self, parts: list[bytes], missing: list[int]) -> list[bytes]:
-        """Tokens of some parts, on all cores."""
-        encodings = self._tokenizer.encode_batch_fast(self._texts(parts, missing), add_special_tokens=False)
-        return [self._packed(encoding.ids, index) for index, encoding in zip(missing, encodings, strict=True)]
+    async def _fresh_in_turns(self, parts: list[bytes], missing: list[int]) -> list[bytes]:
+        """The same; others have their turn in between, and the tokenizer a thread where it has much to do."""
+        fresh: dict[int, bytes] = {}
+        left: list[int] = []
+        turn_bytes = 0
+        for index in missing:
+            turn_bytes += len(parts[index])
+            if turn_bytes > INLINE_BYTES_MAX:
+                turn_bytes = 0
+                await asyncio.sleep(0)
+            packed = self._of_words(parts[index])
+            if packed is None:
+                left.append(index)
+            else:
+                fresh[index] = packed
+        if sum(len(parts[index]) for index in left) > INLINE_BYTES_MAX:
+            fresh.update(zip(left, await asyncio.to_thread(self._encoded, parts, left), strict=True))
+        else:
+            fresh.update((index, self._encoded(parts, [index])[0]) for index in left)
+        return [fresh[index] for index in missing]
+
+    def _of_words(self, part: bytes) -> bytes | None:
+        """A part's tokens if most of its words are known, and it is no more than fits into a turn."""
+        if self._words is None or len(part) > INLINE_BYTES_MAX:
+            return None
+        return self._words.encode(part.decode())
+
+    def _encoded(self, parts: list[bytes], missing: list[int]) -> list[bytes]:
+        """Tokens of some parts by the tokenizer: on all cores, but one alone stays in this thread; without offsets."""
+        texts = [(self._anchor if index else "") + parts[index].decode() for index in missing]
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [
+            pack_tokens(encoding.ids[1:] if self._anchor and index else encoding.ids)
+            for index, encoding in zip(missing, encodings, strict=True)
+        ]
 
 
 def _around(tokenizer: "Tokenizer", spec: Mapping[str, Any]) -> tuple[bytes, bytes] | None:

@@ -15,12 +15,13 @@ compose with what is before them.
 What is not known to keep these promises is refused.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .patterns import NORMAL_FORMS, normalizers, pre_tokenizers, word_pattern
+
 MODELS = frozenset({"BPE", "WordPiece", "WordLevel", "Unigram"})
-NORMAL_FORMS = frozenset({"NFC", "NFD", "NFKC", "NFKD"})
 NORMALIZERS = NORMAL_FORMS | {
     "Sequence", "Lowercase", "Prepend", "Replace", "Strip", "StripAccents", "Nmt", "Precompiled", "BertNormalizer",
     "ByteLevel",
@@ -29,22 +30,6 @@ PRE_TOKENIZERS = frozenset({
     "Sequence", "ByteLevel", "Metaspace", "Split", "Digits", "Punctuation", "Whitespace", "WhitespaceSplit",
     "BertPreTokenizer", "CharDelimiterSplit", "UnicodeScripts", "FixedLength",
 })  # fmt: skip
-
-_ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_MARK = r"[^\r\n\p{L}\p{N}]?"
-_WORDS_OF_CASES = (
-    rf"{_MARK}{_UPPER}*{_LOWER}+{_ENDINGS}?|{_MARK}{_UPPER}+{_LOWER}*{_ENDINGS}?|\p{{N}}{{1,3}}"
-    rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
-)
-LINE_PATTERNS = frozenset({
-    rf"{_ENDINGS}|{_MARK}\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}",
-    rf"{_ENDINGS}|{_MARK}\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}",
-    _WORDS_OF_CASES,
-    rf"{_MARK}{_UPPER}*{_LOWER}+|{_MARK}{_UPPER}+{_LOWER}*|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}",
-})  # fmt: skip
-"""Patterns of `Split` that never go on from a line feed: Llama 3's (cl100k), Qwen 2's, o200k's and Tekken's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,22 +59,6 @@ def cut_rules(tokenizer: Mapping[str, Any], wanted: Sequence[str]) -> CutRules:
     return CutRules(token=token, lines=lines, anchored=_looks_for_the_first(tokenizer))
 
 
-def _steps(node: Mapping[str, Any] | None, inner: str) -> Iterator[Mapping[str, Any]]:
-    """A normaliser or pre-tokenizer and all that it is made of."""
-    if node is not None:
-        yield node
-        for child in node.get(inner) or []:
-            yield from _steps(child, inner)
-
-
-def _normalizers(tokenizer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return list(_steps(tokenizer.get("normalizer"), "normalizers"))
-
-
-def _pre_tokenizers(tokenizer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return list(_steps(tokenizer.get("pre_tokenizer"), "pretokenizers"))
-
-
 def _refusal(tokenizer: Mapping[str, Any], added: Sequence[Mapping[str, Any]]) -> str:
     """Why nothing can be promised of this tokenizer; empty if it can."""
     model = tokenizer.get("model") or {}
@@ -97,7 +66,7 @@ def _refusal(tokenizer: Mapping[str, Any], added: Sequence[Mapping[str, Any]]) -
         return f"model {model.get('type')!r} is not known to encode each piece by itself"
     if model.get("dropout"):
         return "the model drops merges at random"
-    for known, found in ((NORMALIZERS, _normalizers(tokenizer)), (PRE_TOKENIZERS, _pre_tokenizers(tokenizer))):
+    for known, found in ((NORMALIZERS, normalizers(tokenizer)), (PRE_TOKENIZERS, pre_tokenizers(tokenizer))):
         unknown = sorted({str(step.get("type")) for step in found} - known)
         if unknown:
             return f"{', '.join(unknown)} is not known to treat each piece by itself"
@@ -126,7 +95,7 @@ def _hides(other: str, token: str) -> bool:
 
 def _looks_for_the_first(tokenizer: Mapping[str, Any]) -> bool:
     return any(
-        step["type"] == "Metaspace" and step.get("prepend_scheme") == "first" for step in _pre_tokenizers(tokenizer)
+        step["type"] == "Metaspace" and step.get("prepend_scheme") == "first" for step in pre_tokenizers(tokenizer)
     )
 
 
@@ -134,22 +103,4 @@ def _cuts_lines(tokenizer: Mapping[str, Any], added: Sequence[Mapping[str, Any]]
     """Whether the place after a line feed is a cut; see the top of the module."""
     if any("\n" in token["content"] or token.get("lstrip") for token in added):
         return False
-    if not {step["type"] for step in _normalizers(tokenizer)} <= NORMAL_FORMS | {"Sequence"}:
-        return False
-    steps = [step for step in _pre_tokenizers(tokenizer) if step["type"] != "Sequence"]
-    return _splits_at_lines(steps)
-
-
-def _splits_at_lines(steps: Sequence[Mapping[str, Any]]) -> bool:
-    """GPT-2's `ByteLevel`, after `Digits` or not; or one `Split` by a known pattern, then bytes."""
-    match [step["type"] for step in steps]:
-        case ["ByteLevel"] | ["Digits", "ByteLevel"]:
-            return bool(steps[-1].get("use_regex", True)) and not steps[-1].get("add_prefix_space")
-        case ["Split", "ByteLevel"]:
-            split, last = steps
-            isolated = split.get("behavior") == "Isolated" and not split.get("invert")
-            pattern = (split.get("pattern") or {}).get("Regex")
-            return (
-                isolated and pattern in LINE_PATTERNS and not last.get("use_regex") and not last.get("add_prefix_space")
-            )
-    return False
+    return word_pattern(tokenizer) is not None

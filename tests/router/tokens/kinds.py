@@ -115,10 +115,17 @@ def lined():
     return tokenizer
 
 
+def digits(*, individual):
+    steps = [pre_tokenizers.Digits(individual_digits=individual), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    return byte_level(pre_tokenizers.Sequence(steps))
+
+
 MAKERS = {
     "gpt2": lambda: byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False)),
     "prefix space": lambda: byte_level(pre_tokenizers.ByteLevel(add_prefix_space=True)),
     "smollm": lined,
+    "digits": lambda: digits(individual=True),
+    "numbers": lambda: digits(individual=False),
     "llama3": lambda: split_by(LLAMA3),
     "qwen2": lambda: split_by(QWEN2, normalizers.NFC()),
     "o200k": lambda: split_by(O200K),
@@ -131,7 +138,8 @@ MAKERS = {
     "stripping": stripping,
     "awkward": awkward,
 }
-LINED = {"gpt2", "smollm", "llama3", "qwen2", "o200k", "tekken"}
+WORDY = {"gpt2", "digits", "numbers", "llama3", "qwen2", "o200k", "tekken"}
+LINED = WORDY | {"smollm"}
 
 
 @cache

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from homing.router.core.blocks import pack_tokens
 from homing.router.tokens import incremental
 from homing.router.tokens.incremental import IncrementalTokenizer
-from homing.router.tokens.safety import LINE_PATTERNS, cut_rules
+from homing.router.tokens.patterns import LINE_PATTERNS
+from homing.router.tokens.safety import cut_rules
 
 from .kinds import LINED, LLAMA3, MAKERS, O200K, QWEN2, SPECIAL, TEKKEN, make, text_of
 
