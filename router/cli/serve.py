@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from homing.router.core.errors import ConfigError
+from homing.router.garbage import rarely_collected
 from homing.router.service.config import Config, load_config, parse_config
 from homing.router.service.process import RouterProcess
 
@@ -34,7 +35,7 @@ def run_router(path: Path | None, given: dict[str, str | None], backends: list[s
 
     config = read()
     configure_logs(config.router.log)
-    with _runner() as runner:
+    with rarely_collected(), _runner() as runner:
         runner.run(_serve(config, path, read))
 
 

@@ -4,14 +4,13 @@ Rule 1: whoever watches changes nothing: a run with a callback and one without g
 Rule 2: how often garbage is collected is as before once a run is over, however it ends.
 """
 
-import gc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from math import inf
 
 from homing.router.core.errors import ConfigError
+from homing.router.garbage import rarely_collected
 
 from ..cluster.world import World
 from ..measure.records import RunResult
@@ -24,9 +23,6 @@ from .load import Experiment
 
 TOLD_EVERY_S = 1.0
 """Of simulated time."""
-GARBAGE_AFTER = 20_000
-"""Net allocations between two collections: Python's 700 are a tenth of a run with many workers, whose caches grow by
-objects that stay. It costs some megabytes: a request that ended is held for a little longer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,23 +53,11 @@ def run(experiment: Experiment, watch: Watcher | None = None, prepare: Prepare |
             watched.tell(world, watch)
         if prepare is not None:
             prepare(world)
-        with _rarely_collected():
+        with rarely_collected():
             result = world.run()
     except ConfigError as error:
         raise ConfigError(f"{experiment.where}: {error}") from error
     return replace(result, notes=(*result.notes, *experiment.notes, *_notes(counts)))
-
-
-@contextmanager
-def _rarely_collected() -> Iterator[None]:
-    """Collect garbage less often; who switched it off, or asks for less still, knows better."""
-    youngest, *elder = gc.get_threshold()
-    if 0 < youngest < GARBAGE_AFTER:
-        gc.set_threshold(GARBAGE_AFTER, *elder)
-    try:
-        yield
-    finally:
-        gc.set_threshold(youngest, *elder)
 
 
 def _notes(counts: ReadCounts) -> Iterator[str]:

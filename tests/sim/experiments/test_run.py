@@ -8,9 +8,10 @@ import msgspec
 import pytest
 
 from homing.router.core.errors import ConfigError
+from homing.router.garbage import ALLOCATIONS
 from homing.sim.experiments.document import read_document
 from homing.sim.experiments.load import FOLDER, load, prepare
-from homing.sim.experiments.run import GARBAGE_AFTER, run
+from homing.sim.experiments.run import run
 
 SHORT = {"duration_s": 20}
 
@@ -111,7 +112,7 @@ def test_garbage_is_collected_as_often_as_before():
             with pytest.raises(InterruptedError):
                 run(load("smoke", SHORT), look)
             assert gc.get_threshold() == asked
-            assert seen[0] == ((GARBAGE_AFTER, *usual[1:]) if asked == usual else asked)
+            assert seen[0] == ((ALLOCATIONS, *usual[1:]) if asked == usual else asked)
     finally:
         gc.set_threshold(*usual)
 
