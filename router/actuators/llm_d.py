@@ -23,6 +23,7 @@ class LlmD(Way):
 
     name = "llm_d"
     plans = frozenset({PlanKind.LOCAL, PlanKind.FETCH, PlanKind.REMOTE, PlanKind.DIRECT})
+    ships_whole = True
     kv_optional = frozenset({"endpoint", "data_parallel"})
     prepares_local = True
 

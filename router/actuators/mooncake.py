@@ -31,6 +31,7 @@ class Mooncake(ConcurrentWay):
 
     name = "mooncake"
     plans = frozenset({PlanKind.LOCAL, PlanKind.REMOTE})
+    ships_whole = True
     kv_keys = frozenset({"bootstrap"})
     kv_role = Role.PREFILL
 

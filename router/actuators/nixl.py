@@ -27,6 +27,7 @@ class Nixl(Way):
 
     name = "nixl"
     plans = frozenset({PlanKind.LOCAL, PlanKind.REMOTE})
+    ships_whole = True
 
     async def _move(self, order: Order, post: Post) -> Prepared:
         answer, seconds = await self._ask_prefill(order, post, *prefill_request(order, ASKED))

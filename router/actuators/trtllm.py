@@ -28,6 +28,7 @@ class TensorRtLlm(Way):
 
     name = "trtllm"
     plans = frozenset({PlanKind.LOCAL, PlanKind.REMOTE})
+    ships_whole = True
 
     def __init__(self, random: Random, *, timeout_s: Positive = 120.0) -> None:
         super().__init__(timeout_s=timeout_s)

@@ -110,6 +110,9 @@ class Actuator(Protocol):
 
     name: str
     plans: frozenset[PlanKind]
+    ships_whole: bool
+    """Whether a prefill's blocks leave when it is over, not while it computes."""
+
     kv_keys: frozenset[str]
     """The addresses that it must be told of every worker that has `kv_role` (`Peer.kv`)."""
     kv_role: Role

@@ -28,6 +28,7 @@ class Way(ABC):
     kv_keys: frozenset[str] = frozenset()
     kv_role: Role = Role.BOTH
     kv_optional: frozenset[str] = frozenset()
+    ships_whole: bool = False
     prepares_local: bool = False
 
     def __init__(self, *, timeout_s: Positive = 120.0) -> None:

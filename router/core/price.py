@@ -230,8 +230,8 @@ class Pricer:
         decodes.
 
         Of the handover only what the prefill does not hide is exposed: at least the last layer's share, and all by
-        which the link is slower than the compute, or the decode worker is busy. That worker computes the last,
-        incomplete block itself.
+        which the link is slower than the compute, or the decode worker is busy; all of it where blocks are shipped when
+        the prefill is over. The decode worker computes the last, incomplete block itself.
         """
         shipped, ship_s, tail_s, toll_s = self._handed_over(prepared, decode, held)
         move = Move(
@@ -274,10 +274,13 @@ class Pricer:
         way = self.way(prepared.worker.worker.site, decode.worker.site)
         shipped = self._moved_bytes(self.reusable - min(held, self.reusable))
         sending_s = shipped * way.byte_s
-        overlap_s = (prepared.fetch_s + prepared.prefill_s) * (1 - 1 / self.profile.layers)
         ready_s = prepared.ready_s
-        late_s = max(way.risk_s, way.latency_s - ready_s)
-        arrives_s = late_s + way.rtt_s / 2 + max(sending_s / self.profile.layers, sending_s - overlap_s)
+        if decode.worker.ships_whole:
+            arrives_s = way.latency_s + sending_s
+        else:
+            overlap_s = (prepared.fetch_s + prepared.prefill_s) * (1 - 1 / self.profile.layers)
+            late_s = max(way.risk_s, way.latency_s - ready_s)
+            arrives_s = late_s + way.rtt_s / 2 + max(sending_s / self.profile.layers, sending_s - overlap_s)
         ship_s = max(arrives_s, self.queue_s(decode) - ready_s)
         tail_s = self.tail_s(decode)
         toll_s = self._link_toll_s(prepared.worker, decode, shipped) + self._compute_toll_s(decode, tail_s)

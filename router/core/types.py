@@ -148,7 +148,8 @@ class Worker:
     """The static facts of a worker, from joining.
 
     KV moves only between workers of one `transport`, and not at all where it is empty; `plans` are what a worker can
-    carry out when blocks come to it. Every worker can carry out `local`, which moves none.
+    carry out when blocks come to it. Every worker can carry out `local`, which moves none. With `ships_whole` it gets a
+    prefill's blocks when all of them are computed, not layer by layer.
     """
 
     id: WorkerId
@@ -161,6 +162,7 @@ class Worker:
     prior: PrefillPrior = field(default_factory=PrefillPrior)
     transport: str = HOMING_TRANSPORT
     plans: frozenset[PlanKind] = frozenset(PlanKind)
+    ships_whole: bool = False
 
     def __post_init__(self) -> None:
         assert self.kv_blocks_max > 0 and self.block_tokens > 0 and self.requests_max > 0, self

@@ -67,6 +67,7 @@ def describe(
             prior=_prior(section.prior),
             transport="" if actuator is None else actuator.name,
             plans=frozenset() if actuator is None else actuator.plans,
+            ships_whole=actuator is not None and actuator.ships_whole,
         )
         for rank in range(facts.ranks)
     )

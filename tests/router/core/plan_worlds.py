@@ -54,7 +54,8 @@ def limited_world(seed: int, *, sites: int, per_site: int, spread: float) -> Wor
     random = Random(seed)
     for state in world.scheduler.fleet:
         plans = frozenset(kind for kind in PlanKind if random.random() < 0.7)
-        state.worker = replace(state.worker, transport=random.choice(["homing", "homing", "nixl", ""]), plans=plans)
+        transport = random.choice(["homing", "homing", "nixl", ""])
+        state.worker = replace(state.worker, transport=transport, plans=plans, ships_whole=transport == "nixl")
         trust = random.choice([Trust.EXACT, Trust.EXACT, Trust.DEGRADED, Trust.BLIND])
         world.scheduler.handle(TrustChanged(worker_id=state.worker.id, trust=trust), 0.0)
     return world

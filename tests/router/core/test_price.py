@@ -156,6 +156,16 @@ def test_one_layer_hides_nothing():
     assert pricer.remote(pricer.compute(far, 0, 1600), near, 0).estimate.ship_s == pytest.approx(RTT_S / 2 + 1.6)
 
 
+def test_what_is_shipped_as_a_whole_is_exposed_as_a_whole():
+    """Asked for when the prefill is over: three round trips, and all bytes after all computation."""
+    pricer, near, far, _ = pricer_of()
+    near.worker = replace(near.worker, ships_whole=True)
+    prepared = pricer.compute(far, 0, 1600)
+    plan = pricer.remote(prepared, near, 0)
+    assert plan.estimate.ship_s == pytest.approx(SETUP_ROUND_TRIPS * RTT_S + 1.6)
+    assert pricer.remote_score_s(prepared, near, 0) == pytest.approx(plan.estimate.score_s)
+
+
 def test_a_handover_ships_what_the_other_lacks():
     pricer, near, far, _ = pricer_of()
     (move,) = pricer.remote(pricer.compute(far, 0, 1600), near, 70).moves
