@@ -2,7 +2,7 @@
 
 They are told apart by topic, and where several ranks share one, by the rank in their batches. A connection does not say
 whose it is. When one breaks, all that share the address and have a replay endpoint are told: a replay shows who is as
-before. Of the others a restart shows only when their numbers go back.
+before, and later checks show who is not heard any more. Of the others a restart shows only when their numbers go back.
 """
 
 import asyncio

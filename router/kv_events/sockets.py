@@ -38,6 +38,8 @@ class KvEventLimits:
     """Time-out of a whole replay."""
     retry_s: float = 10.0
     """After a failed replay the next one waits that long."""
+    check_s: float = 10.0
+    """A publisher that is quiet for so long is asked whether it said anything."""
     lost_after_s: float = 30.0
     """A connection that is down for so long: what its engine holds is forgotten."""
     heartbeat_s: float = 5.0
@@ -45,7 +47,9 @@ class KvEventLimits:
 
     def __post_init__(self) -> None:
         assert min(self.queued_max, self.waiting_max, self.message_bytes_max) > 0, self
-        assert min(self.reply_s, self.replay_s, self.retry_s, self.lost_after_s, self.heartbeat_s) > 0, self
+        assert min(self.reply_s, self.replay_s, self.retry_s, self.check_s, self.lost_after_s, self.heartbeat_s) > 0, (
+            self
+        )
 
 
 class Subscriber:

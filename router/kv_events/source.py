@@ -77,6 +77,7 @@ class KvEventSource:
         self._lag_s = 0.0
         self._foreign = 0
         self._down_since_s: float | None = None
+        self._quiet_since_s = 0.0
         self._replaying: asyncio.Task[None] | None = None
         self._broken: asyncio.Future[None] | None = None
         """Where a replay's error goes, to end `run` with it."""
@@ -139,6 +140,7 @@ class KvEventSource:
         if batch is not None:
             self._lag_s = self._wall_clock() - batch.told_s
         self._down_since_s = None
+        self._quiet_since_s = asyncio.get_running_loop().time()
         self._do(self._stream.received(seq, batch))
 
     def connected(self) -> None:
@@ -233,17 +235,23 @@ class KvEventSource:
         self._do(self._stream.replayed(seq, self._read(payload)))
 
     async def _tend(self, broken: asyncio.Future[None]) -> None:
-        """Ask again where that could help, and give up a publisher whose connection stays down; until `broken`."""
+        """Ask again where that could help, ask who is quiet, and give up a publisher whose connection stays down; until
+        `broken`.
+        """
         loop = asyncio.get_running_loop()
-        retry_at_s = loop.time() + self._limits.retry_s
+        limits = self._limits
+        retry_at_s = loop.time() + limits.retry_s
         while True:
-            await asyncio.wait([broken], timeout=min(1.0, self._limits.retry_s, self._limits.lost_after_s))
+            await asyncio.wait([broken], timeout=min(1.0, limits.retry_s, limits.check_s, limits.lost_after_s))
             if broken.done():
                 broken.result()
             now = loop.time()
-            if self._down_since_s is not None and now - self._down_since_s >= self._limits.lost_after_s:
+            if self._down_since_s is not None and now - self._down_since_s >= limits.lost_after_s:
                 self._down_since_s = None
-                self._do(self._stream.lost(f"its connection was down for {self._limits.lost_after_s:g} s"))
+                self._do(self._stream.lost(f"its connection was down for {limits.lost_after_s:g} s"))
             if now >= retry_at_s:
-                retry_at_s = now + self._limits.retry_s
+                retry_at_s = now + limits.retry_s
                 self._do(self._stream.retry())
+            if now - self._quiet_since_s >= limits.check_s:
+                self._quiet_since_s = now
+                self._do(self._stream.check())

@@ -1,7 +1,7 @@
 """What one publisher's numbered messages mean for trust: gaps, replays, restarts, late joining. Pure.
 
 A publisher numbers its batches from 0 and keeps the last of them for replay. Nothing else tells that one was missed,
-and there are no heartbeats, so silence is no proof of anything.
+and there are no heartbeats: who is silent may have nothing to say, or not be heard. `check` asks.
 
 Rule 1: batches are applied in order and none twice. What comes while something is missing waits, in bounded room.
 Rule 2: a replay is asked for from the last batch that was applied, not from the one after it. That one has to come back
@@ -15,8 +15,9 @@ Trust, from one to another:
 
 * BLIND until a message, a replay or an empty buffer's end mark was heard; again after `lost`.
 * EXACT while history is whole, the connection is up and nothing is missing.
-* DEGRADED otherwise: while a replay runs, while the connection is down, and while history is not whole. Where a replay
-  failed that might come yet, `retry` asks again for everything.
+* DEGRADED otherwise: while a replay runs, while the connection is down, and while history is not whole; and after a
+  check that brought something, or was not answered, until the publisher is heard. Where a replay failed that might come
+  yet, `retry` asks again for everything.
 """
 
 from dataclasses import dataclass
@@ -76,6 +77,8 @@ class _Replay:
     checks_s: float | None
     rebuilds: bool = False
     """Whether it asks for everything although something is known."""
+    checks: bool = False
+    """Whether nothing is known to be missing."""
     began: bool = False
     brought: int = 0
     over: str = ""
@@ -105,6 +108,7 @@ class EventStream:
         self._replay: _Replay | None = None
         self._asked = 0
         self._wants_all = False
+        self._doubt = ""
 
     @property
     def trust(self) -> Trust:
@@ -120,9 +124,9 @@ class EventStream:
             return self._lacks
         if not self._is_connected:
             return "its connection is down"
-        if self._replay is not None:
+        if self._replay is not None and not self._replay.checks:
             return f"a replay from batch {self._replay.start} is running"
-        return "" if self._is_whole else self._lacks
+        return self._doubt if self._is_whole else self._lacks
 
     @property
     def may_retry(self) -> bool:
@@ -133,6 +137,7 @@ class EventStream:
         """The connection is up, or up again: whatever was published meanwhile is asked for."""
         broke, self._broke = self._broke, False
         self._is_connected = True
+        self._doubt = ""
         if self._has_replay:
             self._asked = 0
             return self._ask_for_all() if self._wants_all else self._ask()
@@ -164,6 +169,9 @@ class EventStream:
         """A live message; None: it could not be read."""
         actions = self.connected() if self._broke else []
         self._is_connected = True
+        self._doubt = ""
+        if self._replay is not None and self._replay.checks:
+            self._replay = None
         if self._has_gone_back(seq, batch):
             last = max(self._live_last or 0, self._next - 1)
             actions = self._restarted(f"it restarted: batch {seq} came after batch {last}")
@@ -194,6 +202,9 @@ class EventStream:
             return self._nothing_replayed(replay)
         if replay.over == "restart":
             return self._ask()
+        if replay.checks:
+            self.counts.gaps += bool(replay.brought)
+            self._doubt = "what it said last came by a replay alone" if replay.brought else ""
         if replay.brought:
             self._asked = 0
         if replay.over == "hole":
@@ -209,6 +220,10 @@ class EventStream:
         if replay.brought:
             self._asked = 0
             return self._ask()
+        if replay.checks:
+            self._asked = 0
+            self._doubt = f"it was not heard and cannot be asked: {reason}"
+            return []
         if replay.rebuilds:
             return self._catch_up()
         return self._give_up(reason)
@@ -218,6 +233,14 @@ class EventStream:
         if not self.may_retry:
             return []
         return self._ask_for_all()
+
+    def check(self) -> list[Action]:
+        """Ask a publisher that is quiet whether it said anything that did not come. Meanwhile trust stays as it is, and
+        whoever is heard need not be asked.
+        """
+        if not (self._has_replay and self._is_heard and self._is_connected) or self._replay is not None:
+            return []
+        return self._ask(checks=True)
 
     def refused(self, reason: str) -> list[Action]:
         """The batch that was applied last cannot be used."""
@@ -276,11 +299,11 @@ class EventStream:
             self._is_whole, self._wants_all = True, False
         return [Apply(batch=batch)]
 
-    def _ask(self) -> list[Action]:
+    def _ask(self, *, checks: bool = False) -> list[Action]:
         """Ask from the last batch that was applied (rule 2), or for everything."""
-        checked = self._next - 1 if self._last_s is not None else self._next
-        self._replay = _Replay(start=checked, checks_s=self._last_s)
-        return self._asking(checked)
+        start = self._next - 1 if self._last_s is not None else self._next
+        self._replay = _Replay(start=start, checks_s=self._last_s, checks=checks)
+        return self._asking(start)
 
     def _ask_for_all(self) -> list[Action]:
         self._replay = _Replay(start=0, checks_s=None, rebuilds=self._is_heard)

@@ -15,7 +15,7 @@ _KV_COUNTS = {
     "homing_kv_event_stream_gaps": ("gaps", "Gaps in the numbers of KV event batches."),
     "homing_kv_event_restarts": ("restarts", "Publishers that began anew."),
     "homing_kv_event_clears": ("clears", "Times that a cache was forgotten because it was not known."),
-    "homing_kv_event_replays": ("replays", "Replays that were asked for."),
+    "homing_kv_event_replays": ("replays", "Replays that were asked for, of quiet publishers too."),
     "homing_kv_event_replays_failed": ("replays_failed", "Replays that did not bring what was missing."),
     "homing_kv_event_unreadable": ("unreadable", "Batches that could not be read."),
 }

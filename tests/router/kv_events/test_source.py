@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from functools import wraps
 
 import pytest
@@ -19,6 +20,7 @@ from .engines import BLOCK, CLEARED, WORKER, Mirror, keys_of, payload, wire_remo
 from .publisher import ANY_PORT, Publisher, publishing
 
 LIMITS = KvEventLimits(reply_s=2.0, replay_s=10.0, retry_s=0.2, lost_after_s=0.6, heartbeat_s=1.0)
+OFTEN = replace(LIMITS, check_s=0.3)
 
 
 def timed(test):
@@ -32,7 +34,7 @@ def timed(test):
 class Ear:
     """A source with what it told."""
 
-    def __init__(self, context, kv_source, **options):
+    def __init__(self, context, kv_source, *, limits=LIMITS, **options):
         self.mirror = Mirror()
         self.trusts = []
         self.source = KvEventSource(
@@ -41,7 +43,7 @@ class Ear:
             on_events=self.mirror.hear,
             on_trust=lambda trust, reason: self.trusts.append((trust, reason)),
             context=context,
-            limits=LIMITS,
+            limits=limits,
             **options,
         )
 
@@ -332,6 +334,34 @@ async def test_one_engines_broken_connection_leaves_the_others_exact():
                 await one.until(Trust.EXACT, holds=[(1,)])
                 assert one.counts.clears == 0
             await stays.close()
+
+
+@timed
+async def test_the_last_message_before_a_silence_is_missed_too():
+    """No later number shows that it is missing: a quiet publisher is asked."""
+    async with publishing() as engine, hearing(of(engine), limits=OFTEN) as ear:
+        await ear.until(Trust.EXACT)
+        await engine.publish(wire_stored((1,)))
+        await ear.until(holds=[(1,)])
+        engine.drop(wire_stored((1, 2), first=1))
+        await ear.until(holds=[(1,), (1, 2)])
+        assert Trust.DEGRADED in [trust for trust, _ in ear.trusts]
+        await ear.until(Trust.EXACT)
+        assert ear.counts.gaps == 1
+
+
+@timed
+async def test_an_engine_that_never_connects_to_a_shared_address_is_not_believed_to_be_heard():
+    with shared_context() as context:
+        hub = KvEventHub(context, LIMITS)
+        async with (
+            publishing() as engine,
+            hearing(of(engine, endpoint=ANY_PORT, bind=True), hub=hub, limits=OFTEN) as ear,
+        ):
+            for number in range(1, 4):
+                await ear.until(Trust.EXACT)
+                await engine.publish(wire_stored((number,)))
+                await ear.until(Trust.DEGRADED, holds=[(each,) for each in range(1, number + 1)])
 
 
 @timed

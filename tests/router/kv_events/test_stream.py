@@ -274,6 +274,85 @@ def test_a_lost_publisher_is_blind_and_may_come_back():
     assert (one.applied, one.trust) == ([1000], Trust.EXACT)
 
 
+def test_a_quiet_publisher_that_said_nothing_stays_exact():
+    one = joined(0, 1)
+    for _ in range(5):
+        one.do(one.stream.check())
+        assert (one.asked, one.trust) == (1, Trust.EXACT)
+        one.answer(1)
+        assert (one.applied, one.trust, one.stream.counts.gaps) == ([0, 1], Trust.EXACT, 0)
+    silent = joined()
+    silent.do(silent.stream.check())
+    silent.answer()
+    assert (silent.applied, silent.trust) == ([], Trust.EXACT)
+
+
+def test_what_a_quiet_publisher_said_is_fetched_and_it_is_doubted_until_it_is_heard():
+    """The last messages before a silence have no successor that could show a gap."""
+    one = joined(0, 1)
+    one.do(one.stream.check())
+    one.answer(1, 2, 3)
+    assert (one.applied, one.trust) == ([0, 1, 2, 3], Trust.DEGRADED)
+    assert one.stream.reason == "what it said last came by a replay alone"
+    assert one.stream.counts.gaps == 1
+    one.do(one.stream.check())
+    assert one.trust is Trust.DEGRADED, "the next check has brought nothing yet"
+    one.hear(4)
+    assert (one.applied, one.trust) == ([0, 1, 2, 3, 4], Trust.EXACT)
+
+
+def test_a_doubt_goes_when_nothing_was_said_since():
+    one = joined(0)
+    one.do(one.stream.check())
+    one.answer(0, 1)
+    one.do(one.stream.check())
+    one.answer(1)
+    assert (one.applied, one.trust) == ([0, 1], Trust.EXACT)
+
+
+def test_a_check_that_is_not_answered_is_a_doubt():
+    one = joined(0, 1)
+    for _ in range(5):
+        one.do(one.stream.check())
+        one.do(one.stream.replay_failed("time-out"))
+        assert (one.trust, one.stream.reason) == (Trust.DEGRADED, "it was not heard and cannot be asked: time-out")
+    one.hear(3)
+    one.answer(1, 2, 3)
+    assert (one.applied, one.trust, one.cleared) == ([0, 1, 2, 3], Trust.EXACT, [])
+
+
+def test_who_is_heard_need_not_be_asked():
+    one = joined(0, 1)
+    one.do(one.stream.check())
+    one.hear(2)
+    assert (one.applied, one.trust) == ([0, 1, 2], Trust.EXACT)
+    one.answer(1, 2, 3)
+    assert one.applied == [0, 1, 2], "the answer to a question that was taken back"
+    one.do(one.stream.check())
+    one.hear(5)
+    assert (one.asked, one.trust) == (2, Trust.DEGRADED)
+    one.answer(2, 3, 4, 5)
+    assert (one.applied, one.trust) == ([0, 1, 2, 3, 4, 5], Trust.EXACT)
+
+
+def test_a_check_shows_a_restart():
+    one = joined(0, 1)
+    one.do(one.stream.check())
+    one.answer(1, process=1)
+    assert (one.applied, one.asked, one.stream.counts.restarts) == ([], 0, 1)
+    one.answer(0, 1, process=1)
+    assert (one.applied, one.trust) == ([1000, 1001], Trust.EXACT)
+
+
+@pytest.mark.parametrize("has_replay", [True, False])
+def test_who_cannot_answer_is_not_asked(has_replay):
+    one = Listener(has_replay=has_replay)
+    assert one.stream.check() == [], "it was never heard"
+    one = joined(0, has_replay=has_replay)
+    one.do(one.stream.disconnected())
+    assert one.stream.check() == []
+
+
 class Publisher:
     """A model of one: a bounded buffer and numbers from 0, anew with every process."""
 
@@ -325,7 +404,9 @@ class LossyRun:
             self.deliver()
         elif draw < 0.9 and self.one.asked is not None:
             answer(self.random, self.publisher, self.one)
-        elif draw < 0.95:
+        elif draw < 0.93:
+            self.one.do(self.one.stream.check())
+        elif draw < 0.97:
             self.reconnect(restarts=self.random.random() < 0.5)
         else:
             self.one.do(self.one.stream.retry())
