@@ -28,7 +28,8 @@ def usage_of(answer: Any) -> Usage | None:
     """The usage that an answer, or one event of a stream, tells of; None if none.
 
     Known are OpenAI's chats and completions (`usage`), its responses (`input_tokens`, in the answer or inside of the
-    event that ends its stream), SGLang's own (`meta_info`) and llama.cpp's (`timings`, which needs no asking).
+    event that ends its stream), Anthropic's messages, whose `input_tokens` are those that the cache did not give,
+    SGLang's own (`meta_info`) and llama.cpp's (`timings`, which needs no asking).
     """
     if not isinstance(answer, Mapping):
         return None
@@ -42,6 +43,9 @@ def usage_of(answer: Any) -> Usage | None:
     cached = _count(details, "cached_tokens")
     for place, key in ((meta, "cached_tokens"), (timings, "cache_n")):
         cached = _count(place, key) if cached is None else cached
+    if cached is None and "prompt_tokens" not in usage:
+        cached = _count(usage, "cache_read_input_tokens")
+        prompt += (cached or 0) + (_count(usage, "cache_creation_input_tokens") or 0)
     return Usage(
         prompt_tokens=prompt,
         cached_tokens=None if cached is None else min(cached, prompt),

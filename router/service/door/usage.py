@@ -15,6 +15,8 @@ _ENDS: Final = (b"\n\n", b"\n\r\n")
 """An event ends with an empty line; lines end with LF or CR LF (WHATWG HTML, 9.2.5; nobody uses the lone CR)."""
 _END: Final = re.compile(rb"\n\r?\n")
 _LAST: Final = (b"data: [DONE]\n\n", b"data: [DONE]\r\n\r\n")
+_STOPPED: Final = b'"type":"message_stop"'
+"""The last event of Anthropic's messages; what a text holds has its quotation marks escaped."""
 _MARK: Final = b'"usage"'
 _TELLS_USAGE: Final = re.compile(rb'"usage"\s*:\s*\{')
 EVENT_BYTES_MAX: Final = 1024 * 1024
@@ -71,7 +73,7 @@ class StreamReader:
         self.events += whole.count(b"\n\n")
         if b"\r" in whole:
             self.events += whole.count(b"\n\r\n")
-        self.is_over = whole.endswith(_LAST)
+        self.is_over = whole.endswith(_LAST) or _STOPPED in whole
         if _MARK in whole and _TELLS_USAGE.search(whole):
             return b"".join(self._kept(whole))
         return whole

@@ -365,13 +365,33 @@ def test_no_more_comes_out_of_the_cache_than_went_in():
     assert usage_of(told) == Usage(prompt_tokens=7, cached_tokens=7)
 
 
+@pytest.mark.parametrize(
+    ("told", "wanted"),
+    [
+        ({}, Usage(prompt_tokens=7, completion_tokens=2)),
+        ({"cache_read_input_tokens": 0}, Usage(prompt_tokens=7, cached_tokens=0, completion_tokens=2)),
+        ({"cache_read_input_tokens": 32}, Usage(prompt_tokens=39, cached_tokens=32, completion_tokens=2)),
+        (
+            {"cache_read_input_tokens": 32, "cache_creation_input_tokens": 5},
+            Usage(prompt_tokens=44, cached_tokens=32, completion_tokens=2),
+        ),
+    ],
+)
+def test_anthropic_counts_what_the_cache_gave_apart(told, wanted):
+    """As vLLM 0.32 writes it: `_build_anthropic_usage` takes the cached tokens off the prompt's."""
+    usage = {"input_tokens": 7, "output_tokens": 2, **told}
+    assert usage_of({"type": "message", "usage": usage}) == wanted
+    assert usage_of({"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": usage}) == wanted
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
             st.sampled_from(["usage", "timings", "meta_info", "response", "prompt_tokens", "prompt_tokens_details"])
-            | st.sampled_from(["cached_tokens", "cache_n", "prompt_n", "input_tokens", "completion_tokens"]),
+            | st.sampled_from(["cached_tokens", "cache_n", "prompt_n", "input_tokens", "completion_tokens"])
+            | st.sampled_from(["cache_read_input_tokens", "cache_creation_input_tokens"]),
             inner,
             max_size=4,
         )

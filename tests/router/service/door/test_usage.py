@@ -86,6 +86,24 @@ def test_named_events_tell_usage_too():
     assert reader.usage == TOLD
 
 
+@pytest.mark.parametrize(
+    ("last", "is_over"),
+    [
+        (b"data: [DONE]\n\n", True),
+        (b"data: [DONE]\r\n\r\n", True),
+        (b'event: message_stop\ndata: {"type":"message_stop"}\n\n', True),
+        (event({"delta": {"text": '{"type":"message_stop"}'}}, b"\n"), False),
+        (event(CHUNK, b"\n"), False),
+    ],
+)
+def test_whose_last_event_came_may_leave(last, is_over):
+    reader = StreamReader(hides_usage=False)
+    reader.push(event(CHUNK, b"\n"))
+    assert not reader.is_over
+    reader.push(last)
+    assert reader.is_over == is_over
+
+
 def test_an_event_without_end_is_not_kept_without_end():
     reader = StreamReader(hides_usage=True)
     out, piece = 0, b"data: " + b"x" * 100_000
