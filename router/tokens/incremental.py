@@ -38,7 +38,7 @@ _LINE = re.compile(_LINE_END)
 
 
 class IncrementalTokenizer:
-    """A tokenizer that remembers the tokens of parts of texts, in at most `cache_bytes`.
+    """A tokenizer that remembers the tokens of parts of texts, in at most `cache_bytes`, and those of words (`words`).
 
     `cut_tokens` are texts of added tokens, such as `<|im_end|>`; the first of them that serves is what texts are cut
     after. `refusal` says why texts are not cut, and is empty if they are; uncut, they are remembered whole. The
