@@ -173,7 +173,7 @@ def test_a_source_killed_while_it_sends_is_replaced_by_computing(move: "common_p
             await eventually(lambda: network.carried_bytes > 150_000, "the transfer is half way")
             await source.kill()
             network.tamper = end_at(0, None)
-            async with asyncio.timeout(3):
+            async with asyncio.timeout(8):
                 answer = await asked
             assert answer.tokens == await alone(PROMPT)
             assert answer.start.computed_tokens >= BLOCK
@@ -195,7 +195,7 @@ def test_an_inline_source_killed_while_it_sends() -> None:
             await eventually(lambda: network.carried_bytes > 150_000, "the transfer is half way")
             network.tamper = end_at(0, None)
             await source.kill()
-            async with asyncio.timeout(3):
+            async with asyncio.timeout(8):
                 answer = await asked
             assert answer.tokens == await alone(PROMPT)
             assert not answer.transfer.complete
@@ -238,7 +238,7 @@ def test_who_asks_for_the_blocks_of_a_prefill_that_broke_before_does_not_wait() 
             prefiller.model.fail_at = 1
             with pytest.raises(grpc.aio.AioRpcError):
                 await prefiller.prefill("r", PROMPT, range(BLOCKS))
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 answer = await decoder.decode("r", PROMPT, [prefiller.gives(SHIP, 0, BLOCKS)], output=8)
             assert answer.tokens == await alone(PROMPT)
             assert "on fire" in answer.transfer.reason

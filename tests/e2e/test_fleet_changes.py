@@ -271,7 +271,7 @@ def test_a_draining_worker_finishes_what_it_has_and_gets_nothing_new() -> None:
             leaving.model.go()
             await asked
             assert reply.tokens == await alone(PROMPT, 12) and reply.summary.retries == 0
-            await asyncio.wait_for(draining, 2)
+            await asyncio.wait_for(draining, 10)
             await system.assert_idle()
 
     run(check())
@@ -316,7 +316,7 @@ def test_a_draining_router_lets_requests_end_and_takes_none() -> None:
             assert not draining.done()
             node.model.go()
             assert (await asked).tokens == await alone(PROMPT, 12)
-            await asyncio.wait_for(draining, 2)
+            await asyncio.wait_for(draining, 10)
             await system.assert_idle()
 
     run(check())

@@ -221,7 +221,7 @@ def test_who_stops_does_not_wait_for_an_offer(inline: bool) -> None:
             while not source.asked:
                 await asyncio.sleep(0.005)
             target.stop.set()
-            done = await asyncio.wait_for(pulling, 2)
+            done = await asyncio.wait_for(pulling, 10)
             assert done.blocks == done.bytes == 0
 
     run(check())
