@@ -87,8 +87,8 @@ class Pricer:
         if known is None:
             rate = self.topology.rate(source, target)
             flows = 1 + self.fleet.ledger.flows((source, target))
-            risk_s = rate.risk_s(self.now)
-            known = Way(rate.rtt_s, SETUP_ROUND_TRIPS * rate.rtt_s + risk_s, flows / rate.bytes_per_s, risk_s)
+            risk_s, speed = rate.risk_s(self.now), rate.hoped_bytes_per_s(self.now)
+            known = Way(rate.rtt_s, SETUP_ROUND_TRIPS * rate.rtt_s + risk_s, flows / speed, risk_s)
             self._ways[source, target] = known
         return known
 

@@ -7,7 +7,7 @@ Rule 1: a measurement teaches; a prediction never does.
 Rule 2: one absurd measurement moves a belief by a bounded step, several in a row move it all the way.
 """
 
-from math import exp, exp2, isfinite, log
+from math import exp, exp2, isfinite, log, sqrt
 
 from .types import PrefillPrior
 
@@ -162,12 +162,28 @@ def _features(cached_tokens: int, end_tokens: int) -> tuple[float, float, float]
 
 DOUBT_HALF_S = 30.0
 """A link that broke is believed to be whole again with time."""
+HOPE_HALF_S = 300.0
+"""A link that was found slower than told is hoped to be as told with time."""
 
 
 class LinkRate:
-    """One directed site pair: round trip and capacity."""
+    """One directed site pair: round trip and capacity.
 
-    __slots__ = ("_bytes_per_s", "_doubt", "_doubted_s", "_lost_s", "_rtt_s", "rtt_samples", "samples")
+    A link that is believed slow is not used, so that nothing would set a wrong belief right: hence one measurement
+    alone is believed by half, and what nobody measures is hoped to be as told again.
+    """
+
+    __slots__ = (
+        "_bytes_per_s",
+        "_doubt",
+        "_doubted_s",
+        "_lost_s",
+        "_measured_s",
+        "_rtt_s",
+        "_told_bytes_per_s",
+        "rtt_samples",
+        "samples",
+    )
 
     def __init__(self, rtt_s: float, bytes_per_s: float) -> None:
         self._doubt = 0.0
@@ -175,6 +191,8 @@ class LinkRate:
         self._lost_s = 0.0
         self._rtt_s = LearnedScale(max(rtt_s, 1e-6))
         self._bytes_per_s = LearnedScale(bytes_per_s)
+        self._told_bytes_per_s = bytes_per_s
+        self._measured_s = 0.0
         self.samples = 0
         self.rtt_samples = 0
 
@@ -186,11 +204,22 @@ class LinkRate:
     @property
     def bytes_per_s(self) -> float:
         """What the link carries in all, shared by its flows."""
-        return self._bytes_per_s.value
+        learned = self._bytes_per_s.value
+        return sqrt(learned * self._told_bytes_per_s) if self.samples == 1 else learned
 
-    def learn_bytes_per_s(self, measured: float, flows: float) -> None:
+    def hoped_bytes_per_s(self, now: float) -> float:
+        """What the next transfer may find: where less than what was told is believed, half the way back to it each
+        `HOPE_HALF_S` without a measurement.
+        """
+        believed, told = self.bytes_per_s, self._told_bytes_per_s
+        if believed >= told:
+            return believed
+        return float(told * (believed / told) ** exp2(-max(0.0, now - self._measured_s) / HOPE_HALF_S))
+
+    def learn_bytes_per_s(self, measured: float, flows: float, now: float) -> None:
         """Learn from one flow's speed, seen while on average `flows` flows (itself included) shared the link."""
         self._bytes_per_s.learn(measured * max(1.0, flows))
+        self._measured_s = now
         self.samples += 1
 
     def broke(self, lost_s: float, now: float) -> None:

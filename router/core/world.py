@@ -143,7 +143,7 @@ class World:
                 if measured.rtt_s is not None:
                     rate.learn_rtt_s(measured.rtt_s)
                 if measured.bytes_per_s is not None:
-                    rate.learn_bytes_per_s(measured.bytes_per_s, 1.0)
+                    rate.learn_bytes_per_s(measured.bytes_per_s, 1.0, now)
 
     def learn_overhead(self, plan: Plan, ttft_s: float) -> None:
         """Learn from a first token what no other term explains: only plans that neither moved nor waited tell it."""
@@ -172,7 +172,7 @@ class World:
         elif age_s is not None:
             rate.broke(age_s, now)
         if done.seconds is not None and done.seconds > 0 and done.bytes > 0:
-            rate.learn_bytes_per_s(done.bytes / done.seconds, flows or 1.0)
+            rate.learn_bytes_per_s(done.bytes / done.seconds, flows or 1.0, now)
 
     def _forget_cache(self, bit: int) -> None:
         for index in self.index.values():

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from homing.router.core.rates import MEMORY, LearnedScale, LinkRate, PrefillRate, solve
+from homing.router.core.rates import HOPE_HALF_S, MEMORY, LearnedScale, LinkRate, PrefillRate, solve
 from homing.router.core.types import PrefillPrior
 
 TRUTH = (0.02, 2e-4, 3e-9)
@@ -193,15 +193,42 @@ def test_no_coefficient_is_ever_negative(seen, asked):
 def test_a_flow_that_shared_its_link_tells_of_the_whole_link():
     rate = LinkRate(0.01, 1e9)
     for _ in range(30):
-        rate.learn_bytes_per_s(25e6, 4.0)
+        rate.learn_bytes_per_s(25e6, 4.0, 0.0)
     assert rate.bytes_per_s == pytest.approx(1e8, rel=0.05)
     assert rate.samples == 30
 
 
 def test_fewer_flows_than_one_are_one():
     rate = LinkRate(0.01, 1e8)
-    rate.learn_bytes_per_s(1e8, 0.1)
+    rate.learn_bytes_per_s(1e8, 0.1, 0.0)
     assert rate.bytes_per_s == pytest.approx(1e8)
+
+
+def test_one_measurement_alone_is_believed_by_half_and_two_that_agree_are_believed():
+    rate = LinkRate(0.01, 1e9)
+    rate.learn_bytes_per_s(1e7, 1.0, 0.0)
+    assert rate.bytes_per_s == pytest.approx(1e8, rel=0.3)
+    rate.learn_bytes_per_s(1e7, 1.0, 0.0)
+    assert rate.bytes_per_s == pytest.approx(1e7, rel=0.3)
+
+
+def test_a_link_that_was_found_slow_is_hoped_to_be_as_told_with_time():
+    rate = LinkRate(0.01, 1e9)
+    assert rate.hoped_bytes_per_s(1e6) == 1e9
+    for _ in range(30):
+        rate.learn_bytes_per_s(1e7, 1.0, 100.0)
+    assert rate.hoped_bytes_per_s(100.0) == rate.bytes_per_s == pytest.approx(1e7, rel=0.01)
+    assert rate.hoped_bytes_per_s(100.0 + HOPE_HALF_S) == pytest.approx(1e8, rel=0.01), "half the way"
+    assert rate.hoped_bytes_per_s(100.0 + 20 * HOPE_HALF_S) == pytest.approx(1e9, rel=0.01)
+    rate.learn_bytes_per_s(1e7, 1.0, 1e6)
+    assert rate.hoped_bytes_per_s(1e6) == pytest.approx(1e7, rel=0.01), "it was tried, and is not hoped for any more"
+
+
+def test_a_link_that_was_found_quicker_than_told_stays_so():
+    rate = LinkRate(0.01, 1e7)
+    for _ in range(30):
+        rate.learn_bytes_per_s(1e9, 1.0, 0.0)
+    assert rate.hoped_bytes_per_s(1e6) == rate.bytes_per_s == pytest.approx(1e9, rel=0.01)
 
 
 def test_a_shorter_round_trip_is_believed_sooner_than_a_longer_one():

@@ -610,7 +610,7 @@ def test_a_remote_plan_frees_its_prefill_worker_first():
     tell(made, (0.4, arrived_all, []))
     assert ledger.flows((HERE, HERE)) == 0
     rate = made.topology.rate(HERE, HERE)
-    assert rate.bytes_per_s < 1e7, "one measurement outweighs the prior of 1.25e9"
+    assert rate.bytes_per_s < 1e8, "one measurement is believed by half: the prior is 1.25e9"
     assert rate.rtt_s == pytest.approx(0.001, rel=0.2)
     tell(made, (0.5, finished("r"), []))
     assert_idle(made)
@@ -625,7 +625,8 @@ def test_measurements_change_what_is_believed():
     tell(made, (0.0, DecodeMeasured(worker_id=A, tokens=10, seconds=0.1), []))
     assert state.decode_step_s.value == pytest.approx(0.01, rel=0.2)
     tell(made, (0.0, DecodeMeasured(worker_id=A, tokens=0, seconds=0.1), []))
-    tell(made, (0.0, LinkMeasured(source=HERE, target=THERE, rtt_s=0.2, bytes_per_s=1e6), []))
+    for _ in range(2):
+        tell(made, (0.0, LinkMeasured(source=HERE, target=THERE, rtt_s=0.2, bytes_per_s=1e6), []))
     assert made.topology.rate(HERE, THERE).rtt_s == pytest.approx(0.2, rel=0.2)
     assert made.topology.rate(HERE, THERE).bytes_per_s == pytest.approx(1e6, rel=0.3)
 

@@ -27,8 +27,9 @@ def test_unknown_pairs_get_a_cautious_prior():
 
 def test_the_same_pair_is_the_same_object_so_that_it_learns():
     known = Topology()
-    known.rate(HERE, THERE).learn_bytes_per_s(1e9, 1.0)
-    assert known.rate(HERE, THERE).bytes_per_s > 1e8
+    known.rate(HERE, THERE).learn_bytes_per_s(1e9, 1.0, 0.0)
+    assert known.rate(HERE, THERE).samples == 1
+    assert known.rate(HERE, THERE).bytes_per_s > 2 * FAR_BYTES_PER_S
 
 
 def test_known_pairs_are_those_configured_or_used():
