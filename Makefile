@@ -54,7 +54,7 @@ validate: install  ## The simulator against queueing theory and publications: ab
 loadtest: install  ## Locust against a router and three echo engines.
 	$(RUN) -m homing.loadtest.run
 
-test-engines: install-demo  ## Real vLLM engines behind a router: about half an hour and 4 GB of packages.
+test-engines: install-demo  ## Real vLLM engines behind a router: about an hour and 4 GB of packages.
 	$(RUN) tests/engines/environment.py
 	HOMING_ENGINES_VENV=$(VENV)-engines $(RUN) -m pytest -q tests/engines
 
