@@ -45,8 +45,14 @@ PROMPT = [7 * i % 500 for i in range(200)]
 NUMBERS = (0, 1, 2, 15, 16, 17, 255, 1 << 15, (1 << 31) - 1)
 FLOATS = (0.0, -0.0, 1.0, -1.0, 1e-300, 1e300, float("inf"), float("-inf"), float("nan"))
 TEXTS = ("", "tiny", "a", "b", "both", "home", "\x00", "é" * 100, "x" * 5000, "127.0.0.1:1", "not an address")
-NOT_OURS = ("google.protobuf.message.DecodeError", "Internal error from Core")
-"""What gRPC answers to bytes that are no message, and what its client says when a stream ends under its hands."""
+NOT_OURS = (
+    "google.protobuf.message.DecodeError",
+    "Internal error from Core",
+    "ExecuteBatchError raised in core by servicer method",
+)
+"""What gRPC answers to bytes that are no message, what its client says when a stream ends under its hands, and what its
+server says when a call is over before its status is sent.
+"""
 
 
 @dataclass
