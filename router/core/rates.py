@@ -170,7 +170,7 @@ class LinkRate:
     """One directed site pair: round trip and capacity.
 
     A link that is believed slow is not used, so that nothing would set a wrong belief right: hence one measurement
-    alone is believed by half, and what nobody measures is hoped to be as told again.
+    alone that is slower than told is believed by half, and what nobody measures is hoped to be as told again.
     """
 
     __slots__ = (
@@ -205,7 +205,8 @@ class LinkRate:
     def bytes_per_s(self) -> float:
         """What the link carries in all, shared by its flows."""
         learned = self._bytes_per_s.value
-        return sqrt(learned * self._told_bytes_per_s) if self.samples == 1 else learned
+        told = self._told_bytes_per_s
+        return sqrt(learned * told) if self.samples == 1 and learned < told else learned
 
     def hoped_bytes_per_s(self, now: float) -> float:
         """What the next transfer may find: where less than what was told is believed, half the way back to it each

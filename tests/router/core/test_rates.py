@@ -204,7 +204,7 @@ def test_fewer_flows_than_one_are_one():
     assert rate.bytes_per_s == pytest.approx(1e8)
 
 
-def test_one_measurement_alone_is_believed_by_half_and_two_that_agree_are_believed():
+def test_one_measurement_that_a_link_is_slow_is_believed_by_half_and_two_that_agree_are_believed():
     rate = LinkRate(0.01, 1e9)
     rate.learn_bytes_per_s(1e7, 1.0, 0.0)
     assert rate.bytes_per_s == pytest.approx(1e8, rel=0.3)
@@ -224,8 +224,10 @@ def test_a_link_that_was_found_slow_is_hoped_to_be_as_told_with_time():
     assert rate.hoped_bytes_per_s(1e6) == pytest.approx(1e7, rel=0.01), "it was tried, and is not hoped for any more"
 
 
-def test_a_link_that_was_found_quicker_than_told_stays_so():
+def test_a_link_that_was_found_quicker_than_told_is_believed_at_once_and_stays_so():
     rate = LinkRate(0.01, 1e7)
+    rate.learn_bytes_per_s(1e9, 1.0, 0.0)
+    assert rate.bytes_per_s == pytest.approx(1e9, rel=0.4)
     for _ in range(30):
         rate.learn_bytes_per_s(1e9, 1.0, 0.0)
     assert rate.hoped_bytes_per_s(1e6) == rate.bytes_per_s == pytest.approx(1e9, rel=0.01)
