@@ -240,7 +240,8 @@ class KvEventSource:
         """
         loop = asyncio.get_running_loop()
         limits = self._limits
-        retry_at_s = loop.time() + limits.retry_s
+        self._quiet_since_s = loop.time()
+        retry_at_s = self._quiet_since_s + limits.retry_s
         while True:
             await asyncio.wait([broken], timeout=min(1.0, limits.retry_s, limits.check_s, limits.lost_after_s))
             if broken.done():

@@ -38,22 +38,22 @@ _NOT_SPACE = r"[^\t-\r ]"
 _SYMBOL = re.compile(r"\\p\{\w+\}|\\.|[\[\]]|[^\\\[\]]+")
 
 
-def steps(node: Mapping[str, Any] | None, inner: str) -> Iterator[Mapping[str, Any]]:
+def _steps(node: Mapping[str, Any] | None, inner: str) -> Iterator[Mapping[str, Any]]:
     """A normaliser or pre-tokenizer and all that it is made of."""
     if node is not None:
         yield node
         for child in node.get(inner) or []:
-            yield from steps(child, inner)
+            yield from _steps(child, inner)
 
 
 def normalizers(tokenizer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """All normalisers of a tokenizer that is given as its `tokenizer.json`."""
-    return list(steps(tokenizer.get("normalizer"), "normalizers"))
+    return list(_steps(tokenizer.get("normalizer"), "normalizers"))
 
 
 def pre_tokenizers(tokenizer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """All its pre-tokenizers."""
-    return list(steps(tokenizer.get("pre_tokenizer"), "pretokenizers"))
+    return list(_steps(tokenizer.get("pre_tokenizer"), "pretokenizers"))
 
 
 def word_pattern(tokenizer: Mapping[str, Any]) -> str | None:
